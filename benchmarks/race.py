@@ -1,0 +1,129 @@
+"""Contestants in processes of their own that take turns: who is measured has the machine to itself."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from benchmarks.shapes import Shape
+
+ROOT = Path(__file__).parents[1]
+SECONDS_PER_ROUND = 4.0
+GEMM_REPETITIONS = 4
+
+Tell = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """Who takes part: the name that is shown, and what `benchmarks.contestants` is asked for."""
+
+    name: str
+    request: Mapping[str, Any]
+
+
+@dataclasses.dataclass
+class Record:
+    """What was measured of one contestant.
+
+    Attributes:
+      start: seconds of initial state, first step and one further step, and what the contestant says of itself.
+      rounds: one dictionary a round: `seconds`, `cpu_seconds`, `peak_bytes`, `loss` (or `flops` of the products).
+    """
+
+    start: dict[str, Any]
+    rounds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Race:
+    """One shape's measurements: `steps` updates a round, the machine's FLOP/s in each round, records by name."""
+
+    shape: Shape
+    steps: int
+    limits: list[float]
+    records: MappingProxyType[str, Record]
+
+
+class ContestantError(Exception):
+    """A contestant ended early; its own message stands on standard error."""
+
+
+class Process:
+    """A contestant's process and the pipes to it."""
+
+    def __init__(self, name: str, request: Mapping[str, Any]) -> None:
+        self.name = name
+        command = [sys.executable, "-m", "benchmarks.contestants", json.dumps(request)]
+        # First steps are to be compared: no program may come from a cache.
+        environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": str(ROOT)}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+        )
+
+    def answer(self) -> dict[str, Any]:
+        """The next line of the contestant."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise ContestantError(f"the contestant {self.name} ended with status {self._process.wait()}")
+        return json.loads(line)
+
+    def round(self, steps: int) -> dict[str, Any]:
+        """Lets the contestant make some steps."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # `answer` says it better
+            self._process.stdin.write(f"{steps}\n")
+            self._process.stdin.flush()
+        return self.answer()
+
+    def close(self) -> None:
+        """Ends the contestant by ending its input."""
+        self._process.communicate()
+
+
+@contextlib.contextmanager
+def _started(contestant: Contestant, shape: Shape, **more: Any) -> Iterator[tuple[Process, dict[str, Any]]]:
+    request = {**contestant.request, "shape": dataclasses.asdict(shape), **more}
+    process = Process(contestant.name, request)
+    try:
+        yield process, process.answer()
+    finally:
+        process.close()
+
+
+def race(shape: Shape, contestants: list[Contestant], rounds: int, steps: int | None, tell: Tell) -> Race:
+    """Starts the contestants one after the other, then lets them take turns, every other round in reverse order.
+
+    Args:
+      shape: what all of them train.
+      contestants: the first is the yardstick.
+      rounds: turns of each.
+      steps: updates a turn; none: as many as the yardstick makes in about four seconds.
+      tell: is told in a few words what is being done.
+    """
+    records: dict[str, Record] = {}
+    limits: list[float] = []
+    with contextlib.ExitStack() as stack:
+        tell("starting the matrix products")
+        gemm, _ = stack.enter_context(_started(Contestant("gemm", {"name": "gemm"}), shape))
+        processes: dict[str, Process] = {}
+        for contestant in contestants:
+            tell(f"compiling {contestant.name}")
+            process, start = stack.enter_context(_started(contestant, shape, steps=steps))
+            steps = steps or max(1, round(SECONDS_PER_ROUND / start["step_seconds"]))
+            processes[contestant.name], records[contestant.name] = process, Record(start)
+        assert steps is not None
+        for number in range(rounds):
+            tell(f"round {number + 1} of {rounds}")
+            limits.append(gemm.round(GEMM_REPETITIONS)["flops"])
+            for name in list(processes)[:: -1 if number % 2 else 1]:
+                records[name].rounds.append(processes[name].round(steps))
+        tell("ending")
+    return Race(shape, steps, limits, MappingProxyType(records))

@@ -1,0 +1,1 @@
+"""Where a command runs: launchers that know commands, environments and queues, and nothing of models."""

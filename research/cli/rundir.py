@@ -1,0 +1,76 @@
+"""What a run directory holds, for the verbs that open one."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research import config
+from research.checkpoint import restore_parameters
+from research.data import prepare
+from research.data.prepare import Prepared
+from research.data.tokenizer import Tokenizer, load
+from research.errors import UserError
+from research.settings import Settings
+from research.train.assembly import Assembly
+from research.train.metrics import write_json
+
+CONFIG, TOKENIZER, DATA_CARD = "config.json", "tokenizer.model", "data_card.md"
+
+
+def saved_record(workdir: Path) -> dict[str, Any] | None:
+    """The config record of a run directory, with the provenance that was saved beside it; none in a new directory."""
+    return config.read_json(workdir / CONFIG) if (workdir / CONFIG).exists() else None
+
+
+def write_record(workdir: Path, settings: Settings, prepared: Prepared, provenance: dict[str, Any]) -> None:
+    """Saves what a later process needs of settings and data."""
+    facts = {"config_hash": config.scientific_hash(settings), "data_hash": prepared.data_hash, **provenance}
+    try:
+        (workdir / TOKENIZER).write_bytes((prepared.directory / "tokenizer.model").read_bytes())
+        (workdir / DATA_CARD).write_bytes((prepared.directory / "card.md").read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"{workdir} cannot be written to ({error.strerror}): make room or choose another --workdir"
+        ) from error
+    write_json(workdir / CONFIG, config.to_record(settings) | {"provenance": facts})
+
+
+def open_settings(workdir: Path) -> tuple[Settings, dict[str, Any]]:
+    """Settings and provenance of a run.
+
+    Raises:
+      UserError: the directory is not a run.
+    """
+    record = saved_record(workdir)
+    if record is None:
+        raise UserError(f"--workdir={workdir} is not a run directory: it has no {CONFIG}")
+    return config.from_record(record), record.get("provenance", {})
+
+
+def open_tokenizer(workdir: Path) -> Tokenizer:
+    """The run's own copy of its tokenizer."""
+    if not (workdir / TOKENIZER).exists():
+        raise UserError(f"--workdir={workdir} has no {TOKENIZER}: start the training, or restore the file")
+    return load(workdir / TOKENIZER)
+
+
+def open_data(settings: Settings, expected_hash: str | None, progress: Any = None) -> Prepared:
+    """The prepared data of a run, prepared again where the cache no longer has it.
+
+    Raises:
+      UserError: what is prepared now is not what the run was trained on.
+    """
+    prepared = prepare.prepare(settings, progress)
+    if expected_hash is not None and prepared.data_hash != expected_hash:
+        raise UserError(
+            f"the data changed: the run used {expected_hash}, the sources now give {prepared.data_hash}: restore the "
+            "sources (or, for docstrings, the versions in the data card), or start a new --workdir"
+        )
+    return prepared
+
+
+def open_parameters(workdir: Path, assembly: Assembly, step: int | None) -> tuple[Any, int]:
+    """The weights of a checkpoint (none: the newest good one), verified."""
+    with jax.set_mesh(assembly.mesh):
+        return restore_parameters(workdir / "checkpoints", assembly.parameter_shapes(), step)

@@ -1,0 +1,176 @@
+"""Pretrain a model, or go on with a run: the same command resumes it.
+
+Prepares the data where it is not yet in the cache, trains, evaluates on held-out documents, compares with what counting
+reaches, samples, and writes report.html. A run that was interrupted or killed goes on from its last checkpoint with the
+same losses as if nothing had happened.
+
+examples:
+  isoflop train --config=configs/causal.py:tiny --workdir=runs/first
+  isoflop train --config=configs/masked.py:15m --workdir=runs/masked --config.objective.mask_rate=0.3
+  isoflop train --config=configs/causal.py:15m --workdir=runs/my --config.data.source=text --config.data.path=books/
+  isoflop train --config=runs/first/config.json --workdir=runs/again --config.seed=1
+  isoflop train --config=configs/causal.py:125m --workdir=runs/pod --config.parallel.preset=fsdp
+"""
+
+import argparse
+import contextlib
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from research import config
+from research.checkpoint import RunLock
+from research.cli import measures, rundir
+from research.cli.arguments import Result, add_config, add_workdir, console, keys_table, settings
+from research.cli.execution import compilation_cache, log_process_failures
+from research.cli.progress import Progress
+from research.data.prepare import Prepared
+from research.errors import UserError
+from research.evaluate.heldout import heldout_evaluation
+from research.parallel import mesh
+from research.settings import Settings
+from research.train import loop, provenance
+from research.train.assembly import assemble
+from research.train.metrics import METRICS, EventLog, NullLog, read_events, read_metrics, write_summary
+from research.train.report import write_report
+
+
+def epilog() -> str | None:
+    """What `--help` ends with."""
+    return keys_table()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    add_config(parser)
+    add_workdir(parser, "run directory; one that holds a run of the same settings is resumed")
+
+
+def run(options: argparse.Namespace) -> Result:
+    """Trains from a recipe to a report."""
+    chosen = settings(options.config, options.overrides)
+    workdir = options.workdir.expanduser().absolute()
+    record = rundir.saved_record(workdir)
+    if record is not None:
+        config.check_resume(config.from_record(record), chosen)
+    expected = (record or {}).get("provenance", {}).get("data_hash")
+
+    mesh.start_processes(chosen.parallel)
+    compilation_cache()
+    first = jax.process_index() == 0
+    shown = console(options)
+    shown.quiet = not first
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(RunLock(workdir))
+        stack.enter_context(log_process_failures(workdir))
+        events: EventLog | NullLog = stack.enter_context(EventLog(workdir)) if first else NullLog()
+        progress = stack.enter_context(Progress(chosen.train.num_steps, 0, chosen.train.log_every, shown))
+        progress.stage("opening the data")
+        prepared = rundir.open_data(chosen, expected, progress.stage)
+        facts: dict[str, Any] = {"commit": provenance.commit(), "versions": provenance.versions()}
+        mesh.agree(
+            {
+                "settings": config.scientific_hash(chosen),
+                "settings of execution": config.execution_hash(chosen),
+                "commit": facts["commit"],
+                "data": prepared.data_hash,
+            }
+        )
+        if first:
+            rundir.write_record(workdir, chosen, prepared, facts)
+        events.write("start", config_hash=config.scientific_hash(chosen), data_hash=prepared.data_hash, **facts)
+        try:
+            result = pretrain(chosen, prepared, workdir, lock, events, progress, facts)
+        except UserError as error:
+            with contextlib.suppress(UserError):  # a full disk must not hide why the run failed
+                events.write("failed", reason=str(error))
+                if first:
+                    write_report(workdir)
+            raise
+        if first:
+            report = write_report(workdir)
+    if not first:
+        return 0, {}
+    if "signal" in result:
+        shown.print(f"interrupted after {result['step']:,} updates: the same command goes on from there")
+        return 128 + result["signal"], result
+    show(shown, result, report)
+    return 0, {**result, "workdir": str(workdir), "report": str(report)}
+
+
+def pretrain(
+    chosen: Settings,
+    prepared: Prepared,
+    workdir: Path,
+    lock: RunLock,
+    events: EventLog | NullLog,
+    progress: Progress,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Trains, evaluates, samples; writes and returns the summary."""
+    assembly = assemble(chosen, prepared.tokenizer.vocabulary)
+    heldout = measures.heldout_batches(assembly, prepared)
+    evaluate = heldout_evaluation(assembly.model, assembly.objective, heldout, assembly.evaluation_batch, assembly.mesh)
+    outcome = loop.run(assembly, prepared, workdir, evaluate, lock, events, progress)
+    if outcome.signal is not None:
+        events.write("interrupted", step=outcome.step, signal=outcome.signal)
+        return {"step": outcome.step, "signal": outcome.signal}
+
+    progress.stage("counting n-grams for the baselines")
+    counted = measures.run_baselines(assembly, prepared, outcome.step)
+    if jax.process_count() == 1:
+        progress.stage("sampling")
+        with jax.set_mesh(assembly.mesh):
+            for sample in measures.samples(assembly, prepared, outcome.state.params):
+                events.write("sample", step=outcome.step, **sample)
+    count, rows = assembly.count, read_metrics(workdir / METRICS) if jax.process_index() == 0 else []
+    summary = {
+        "step": outcome.step,
+        "objective": assembly.objective.name,
+        "train_loss": rows[-1]["loss"] if rows else None,
+        **outcome.heldout,
+        "baseline_bits_per_byte": counted.get("bigram_bits_per_byte"),
+        "baseline_accuracy": counted.get("unigram_accuracy"),
+        "baselines": counted,
+        "tokens_seen": outcome.step * chosen.train.batch_size * chosen.data.sequence_length,
+        "tokens_per_second": statistics.median(row["tokens_per_second"] for row in rows) if rows else None,
+        "parameters": count.parameters,
+        "non_embedding_parameters": count.non_embedding_parameters,
+        "flops_per_token": count.model_flops,
+        "required_flops_per_token": count.required_flops,
+        "config_hash": config.scientific_hash(chosen),
+        "data_hash": prepared.data_hash,
+        "seed": chosen.seed,
+        "kernels": dict(assembly.kernels.names),
+        **facts,
+    }
+    if jax.process_index() == 0:
+        write_summary(workdir, summary)
+    events.write("finished", step=outcome.step)
+    return summary
+
+
+def show(shown: Console, summary: dict[str, Any], report: Path) -> None:
+    """The end of a run, for a person."""
+    for sample in [event for event in read_events(report.parent / "events.jsonl") if event["event"] == "sample"][-3:]:
+        shown.print("\nsample", style="bold")
+        shown.print(sample["prompt"], style="dim", end="", markup=False, soft_wrap=True)
+        shown.print(
+            sample["text"] if summary["objective"] != "masked" else "\n" + sample["text"], markup=False, soft_wrap=True
+        )
+    shown.print()
+    measures.show_heldout(shown, summary, summary["step"])
+    counted = summary["baselines"]
+    if summary["objective"] == "masked":
+        shown.print(f"  {'baseline':<15}{counted['unigram_accuracy']:.2%} (the most frequent token everywhere)")
+    else:
+        shown.print(
+            f"  {'bigram':<15}{counted['bigram_bits_per_byte']:.4f} bits per byte, counted on the same training tokens"
+        )
+        shown.print(f"  {'3-gram':<15}{counted['trigram_bits_per_byte']:.4f}")
+    shown.print(f"\nreport: {report}", soft_wrap=True)
+    sys.stdout.flush()

@@ -1,0 +1,6 @@
+"""What depends on the platform, each with a plain reference; chosen once and passed in."""
+
+from research.kernels.choice import Kernels, choose
+from research.kernels.patterns import Pattern
+
+__all__ = ["Kernels", "Pattern", "choose"]

@@ -1,0 +1,7 @@
+"""Optimizers and schedules; their numbers are traced, so that runs that differ in them share one compiled program."""
+
+from research.optim.build import optimizer
+from research.optim.hyper import Hyper
+from research.optim.schedules import learning_rate
+
+__all__ = ["Hyper", "learning_rate", "optimizer"]

@@ -1,0 +1,1 @@
+"""Meshes, sharding tables, and arrays between hosts and meshes."""

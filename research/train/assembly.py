@@ -1,0 +1,70 @@
+"""The parts of a run, put together from its settings: mesh, kernels, model, objective."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from research.errors import UserError
+from research.kernels import Kernels, choose
+from research.models import Transformer, build, flops
+from research.objectives import Objective
+from research.objectives import build as build_objective
+from research.parallel import arrays, mesh, rules
+from research.settings import Settings
+from research.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """What training, evaluation and generation are made of; holds no weights."""
+
+    settings: Settings
+    mesh: Mesh
+    kernels: Kernels
+    model: Transformer
+    objective: Objective
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Sequences of an evaluation batch."""
+        train = self.settings.train
+        return self.settings.evaluate.batch_size or train.batch_size // train.accumulation
+
+    @property
+    def count(self) -> flops.Count:
+        """Parameters and operations a token."""
+        share = self.settings.objective.mask_rate if self.objective.name == "masked" else 1.0
+        return flops.count(
+            self.model, self.settings.data.sequence_length, causal=self.objective.pattern.causal, head_share=share
+        )
+
+    def parameter_shapes(self) -> dict[str, Any]:
+        """Shapes, types and shardings of the weights."""
+        shardings = rules.parameter_shardings(self.model.parameters(), self.mesh, self.settings.parallel.preset)
+        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
+        return rules.with_shardings(shapes, rules.state_shardings(shapes, shardings, self.mesh))
+
+
+def assemble(settings: Settings, vocabulary: Vocabulary, num_devices: int | None = None) -> Assembly:
+    """Checks that settings, devices and tokenizer fit, and builds the parts. Nothing is compiled or allocated.
+
+    Raises:
+      UserError: a batch or a weight that the mesh does not divide, or a tokenizer of another size.
+    """
+    train = settings.train
+    if vocabulary.size != settings.tokenizer.vocab_size:
+        raise UserError(
+            f"tokenizer.vocab_size={settings.tokenizer.vocab_size}, but the tokenizer has {vocabulary.size} ids: "
+            f"set tokenizer.vocab_size={vocabulary.size}"
+        )
+    devices = mesh.make_mesh(settings.parallel, jax.devices()[:num_devices])
+    platform = devices.devices.flat[0].platform
+    kernels = choose(settings.parallel.kernels, platform, devices.size)
+    model = build(settings, kernels, rules.constrainer(devices), platform)
+    assembly = Assembly(settings, devices, kernels, model, build_objective(settings.objective, vocabulary))
+    arrays.check_rows(train.batch_size, train.accumulation, devices)
+    arrays.check_rows(assembly.evaluation_batch, 1, devices, key="evaluate.batch_size")
+    rules.parameter_shardings(model.parameters(), devices, settings.parallel.preset)
+    return assembly

@@ -1,0 +1,143 @@
+"""The loop: batch, update, metrics one step late, evaluation, checkpoint. Read it from top to bottom."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research.checkpoint import Checkpoints, RunLock
+from research.data.loader import Loader
+from research.data.prepare import Prepared
+from research.parallel import arrays
+from research.train.assembly import Assembly
+from research.train.interruption import Interruption
+from research.train.metrics import EventLog, MetricsLog, NullLog
+from research.train.recorder import Display, Recorder, sentence
+from research.train.state import TrainState, born_sharded, state_shapes
+from research.train.step import make_step
+
+Evaluate = Callable[[Any], dict[str, float | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+      state: the last state.
+      step: updates applied.
+      heldout: figures of the last evaluation.
+      signal: the signal that interrupted the run; none where it is complete.
+    """
+
+    state: TrainState
+    step: int
+    heldout: Mapping[str, float | None]
+    signal: int | None
+
+
+def run(
+    assembly: Assembly,
+    prepared: Prepared,
+    workdir: Path,
+    evaluate: Evaluate,
+    lock: RunLock,
+    events: EventLog | NullLog,
+    display: Display,
+) -> Outcome:
+    """Trains to `train.num_steps` from the last good checkpoint of `workdir`, or from the beginning."""
+    settings, mesh = assembly.settings, assembly.mesh
+    train, data = settings.train, settings.data
+    first_process = jax.process_index() == 0
+
+    def note(event: str, fields: Mapping[str, Any]) -> None:
+        events.write(event, **fields)
+        if event != "checkpoint":
+            display.event(sentence(event, fields))
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        interruption = stack.enter_context(Interruption())
+        checkpoints = stack.enter_context(
+            Checkpoints(
+                workdir / "checkpoints",
+                keep_last=train.keep_last,
+                keep_every=train.keep_every,
+                keep_best=train.keep_best,
+                on_event=note,
+            )
+        )
+
+        display.stage("making the initial state")
+        shapes = state_shapes(settings, assembly.model, mesh, settings.parallel.preset)
+        state = born_sharded(settings, assembly.model, shapes)
+        if checkpoints.latest() is not None:
+            display.stage("restoring the last checkpoint")
+            kept, start = checkpoints.restore(shapes.kept())
+            state = state.with_kept(kept)
+            note("resume", {"step": start})
+        start = int(state.step)
+        rows = train.batch_size // train.accumulation
+        held = arrays.local_rows(rows, mesh)
+        loader = Loader(
+            prepared.train,
+            prepared.tokenizer.vocabulary,
+            seed=settings.seed,
+            batch_size=train.batch_size,
+            accumulation=train.accumulation,
+            raw_length=assembly.objective.raw_length(data.sequence_length),
+            packing=data.packing,
+            num_tokens=data.num_tokens,
+            corrupt=assembly.objective.corrupt,
+            rows=held,
+        )
+        batches = stack.enter_context(contextlib.closing(loader.prefetch(start, train.num_steps, data.prefetch)))
+        log: MetricsLog | NullLog = NullLog()
+        if first_process:
+            log = stack.enter_context(MetricsLog(workdir, tensorboard=train.tensorboard, start_step=start))
+        recorder = Recorder(assembly, log, display, interval=train.log_every)
+
+        update: Any = jax.jit(make_step(settings, assembly.model, assembly.objective), donate_argnums=0)
+        if start < train.num_steps:
+            display.stage("compiling the update")
+            began = time.perf_counter()
+            example = arrays.to_global(loader.batch(start), rows, held, mesh)
+            update = update.lower(state, example).compile()
+            note("compiled", {"seconds": round(time.perf_counter() - began, 2), **dict(assembly.kernels.names)})
+
+        step, heldout = start, {}
+        recorder.restart_clock()
+        for done, batch in batches:
+            with jax.transfer_guard("disallow"):  # nothing that waits for the device may slip into an update
+                state, metrics = update(state, arrays.to_global(batch, rows, held, mesh))
+                step = done + 1
+                recorder.write_previous()
+                recorder.keep(step, metrics)
+            leaving = interruption.requested(step)
+            last = step == train.num_steps
+            evaluated = last or step % train.evaluate_every == 0
+            saved = last or leaving or step % train.checkpoint_every == 0
+            if evaluated or saved:
+                recorder.write_previous()
+            if evaluated:
+                display.stage("evaluating")
+                heldout = evaluate(state.params)
+                log.write_tensorboard(step, heldout)
+                note("evaluate", {"step": step, **heldout})
+            if saved:
+                lock.check()
+                checkpoints.save(step, state.kept(), heldout_loss=heldout["heldout_loss"] if evaluated else None)
+            if evaluated or saved:
+                recorder.restart_clock()
+            if leaving:
+                break
+        checkpoints.wait()
+        if not heldout and interruption.signal is None:
+            heldout = evaluate(state.params)
+        complete = step == train.num_steps
+        signal = None if complete else interruption.signal
+        return Outcome(state, step, heldout, signal)
