@@ -93,11 +93,11 @@ def run(options: argparse.Namespace) -> Result:
             raise
         if first:
             report = write_report(workdir)
-    if not first:
-        return 0, {}
     if "signal" in result:
         shown.print(f"interrupted after {result['step']:,} updates: the same command goes on from there")
         return 128 + result["signal"], result
+    if not first:
+        return 0, {}
     show(shown, result, report)
     return 0, {**result, "workdir": str(workdir), "report": str(report)}
 

@@ -25,6 +25,9 @@ def attention_parameters(settings: ModelSettings) -> list[Parameter]:
         if settings.use_bias:
             bias = Parameter(f"attention/{name}_bias", shape[1:], dimensions[1:], "bias", 1, count * width, std=0.0)
             found.append(bias)
+    if settings.qk_norm:
+        for name in ("query_norm", "key_norm"):
+            found.append(Parameter(f"attention/{name}", (width,), ("head_dim",), "norm", 1, 1, std=0.0, mean=1.0))
     inner = heads * width
     # Residual branches start small, so that the variance does not grow with depth (Radford et al. 2019, section 2.3).
     std = (inner * 2 * settings.num_layers) ** -0.5
@@ -61,6 +64,10 @@ class Attention(nn.Module):
         """
         weights = layers.declare(self, attention_parameters(self.settings), x.dtype)
         query, key, value = (self._project(x, weights, name) for name in ("query", "key", "value"))
+        if self.settings.qk_norm:  # bounds the logits (Dehghani et al. 2023, section 3.1)
+            epsilon = self.settings.norm_epsilon
+            query = layers.root_mean_square(query, weights["query_norm"], epsilon)
+            key = layers.root_mean_square(key, weights["key_norm"], epsilon)
         if self.settings.position == "rotary":
             query = layers.rotary(query, positions, self.settings.rotary_base)
             key = layers.rotary(key, positions, self.settings.rotary_base)

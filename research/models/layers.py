@@ -1,6 +1,6 @@
 """Norms, projections, position encodings and dropout: what blocks are made of."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import flax.linen as nn
 import jax
@@ -44,17 +44,28 @@ def norm_parameters(name: str, settings: ModelSettings) -> list[Parameter]:
     return [scale, bias] if settings.norm == "layernorm" else [scale]
 
 
-def normalise(
-    x: Float[Array, "batch seq embed"], weights: dict[str, Array], epsilon: float
-) -> Float[Array, "batch seq embed"]:
-    """RMSNorm (Zhang & Sennrich 2019), or LayerNorm (Ba et al. 2016) where there is a bias; in float32."""
+def root_mean_square(x: Float[Array, "*rows width"], scale: Float[Array, " width"], epsilon: float) -> Array:
+    """RMSNorm (Zhang & Sennrich 2019) over the last dimension, in float32."""
     wide = x.astype(jnp.float32)
-    scale = weights["scale"].astype(jnp.float32)[None, None, :]
+    normal = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + epsilon)
+    return (normal * _last(scale, x.ndim)).astype(x.dtype)
+
+
+def normalise(
+    x: Float[Array, "batch seq embed"], weights: Mapping[str, Array], epsilon: float
+) -> Float[Array, "batch seq embed"]:
+    """RMSNorm, or LayerNorm (Ba et al. 2016) where there is a bias; in float32."""
     if "bias" not in weights:
-        return (wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + epsilon) * scale).astype(x.dtype)
+        return root_mean_square(x, weights["scale"], epsilon)
+    wide = x.astype(jnp.float32)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     normal = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + epsilon)
-    return (normal * scale + weights["bias"].astype(jnp.float32)[None, None, :]).astype(x.dtype)
+    return (normal * _last(weights["scale"], x.ndim) + _last(weights["bias"], x.ndim)).astype(x.dtype)
+
+
+def _last(vector: Array, rank: int) -> Array:
+    """The vector along the last of `rank` dimensions, float32."""
+    return vector.astype(jnp.float32).reshape((1,) * (rank - 1) + vector.shape)
 
 
 class Norm(nn.Module):

@@ -28,6 +28,7 @@ class ModelSettings:
     rotary_base: float = setting(
         10_000.0, "longest wavelength of the rotary encoding over 2 pi", unit="positions", minimum=1.0
     )
+    qk_norm: bool = setting(False, "RMS normalisation of each head's queries and keys")
     use_bias: bool = setting(False, "biases in projections")
     tied_embeddings: bool = setting(True, "the head uses the token embedding")
     embedding_std: float = setting(0.02, "standard deviation of initial embeddings", minimum=0.0)

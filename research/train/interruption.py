@@ -10,7 +10,8 @@ from jax.experimental import multihost_utils
 class Interruption:
     """Notes SIGTERM and Ctrl-C, so that the loop can save and leave after the update it is in.
 
-    A second Ctrl-C ends the process at once. In a run of several processes JAX agrees on the step at which all leave.
+    A second Ctrl-C ends the process at once. In a run of several processes JAX itself catches SIGTERM on any of them
+    and agrees on the step after which all leave; its handler must stay.
     """
 
     def __init__(self) -> None:
@@ -18,7 +19,7 @@ class Interruption:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Interruption":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ():
             self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -35,6 +36,5 @@ class Interruption:
     def requested(self, step: int) -> bool:
         """Whether the run is to leave after `step` updates; the same answer on every process."""
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            self.signal = self.signal or signal.SIGTERM
-            return True
-        return self.signal is not None and jax.process_count() == 1
+            self.signal = signal.SIGTERM
+        return self.signal is not None

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,3 +125,16 @@ def test_a_document_longer_than_the_context_is_cut_and_nothing_of_it_lost(corpus
     long.write_text("".join(json.dumps({"text": text}) + "\n" for text in ["\n".join(texts), *texts]))
     assert main(arguments(tmp_path / "run", long, train__num_steps=2)) == 0
     assert "longer" in (tmp_path / "run" / "data_card.md").read_text()
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_elsewhere(corpus: Path, tmp_path: Path, refused: Refused) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        said = refused(arguments(disk / "run", corpus))
+        assert str(disk / "run") in said and "make room" in said
+    finally:
+        subprocess.run(["umount", disk], check=True)
