@@ -137,9 +137,7 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
     file, _, argument = name.partition(".py:") if ".py:" in name else (name.removesuffix(".py"), "", "")
     path = Path(name) if name.endswith(".json") else Path(file + ".py")
     if not path.is_file():
-        known = ", ".join(
-            sorted(str(p) for p in Path("configs").glob("*.py") if p.name not in {"__init__.py", "base.py"})
-        )
+        known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py") if "get_config(size" in p.read_text()))
         raise UserError(f"--config={name}: there is no file {path}" + (f"; recipes here: {known}" if known else ""))
     if path.suffix == ".json":
         config = default_config()

@@ -1,20 +1,28 @@
 """Small settings, models and batches that laws are tested on, and what several suites ask of values."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research import config
+from research import config, trees
 from research.kernels import Kernels
 from research.kernels.choice import CPU
-from research.models import Transformer
+from research.models import Transformer, build
+from research.parallel import arrays
 from research.settings import ModelSettings, Settings
+from research.train.assembly import Assembly, assemble
+from research.train.state import TrainState, initial_state, state_shapes
+from research.train.step import make_step
 from research.vocabulary import Vocabulary
+
+# `jax.jit` for programs that run once on small arrays: compiling takes nearly all of their time, and half of it goes
+# into making them fast.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 VOCABULARY = Vocabulary(size=320, pad=0, unknown=1, bos=2, eos=3, mask=4)
 
@@ -42,12 +50,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "use_bias": True,
         "tied_embeddings": False,
     },
-    "post-rms": {"norm_position": "post", "activation": "gelu", "num_kv_heads": 1},
-    "no-positions": {"position": "none", "use_bias": True, "head_dim": 6},
+    "post-rms": {"norm_position": "post", "activation": "gelu", "num_kv_heads": 1, "qk_norm": True},
+    "no-positions": {"position": "none", "use_bias": True, "head_dim": 6, "qk_norm": True},
     "post-gated": {"norm": "layernorm", "norm_position": "post", "position": "none", "num_kv_heads": 2},
 }
 
-VOCAB, LENGTH = 40, 12
+VOCAB, LENGTH = 160, 12
 
 
 def settings(changes: Mapping[str, Any] | None = None) -> Settings:
@@ -60,18 +68,19 @@ def model(variant: str = "llama", kernels: Kernels = CPU, **changes: Any) -> Tra
     own = {field.name for field in dataclasses.fields(ModelSettings)}
     shape: dict[str, Any] = {"num_layers": 2, "embed_dim": 16, "num_heads": 4, "mlp_dim": 24, **VARIANTS[variant]}
     shape |= {name: value for name, value in changes.items() if name in own}
-    fields = {name: value for name, value in changes.items() if name not in own}
-    return Transformer(ModelSettings(**shape), vocab_size=VOCAB, max_positions=LENGTH, kernels=kernels, **fields)
+    fields = {"max_positions": LENGTH, **{name: value for name, value in changes.items() if name not in own}}
+    return Transformer(ModelSettings(**shape), vocab_size=VOCAB, kernels=kernels, **fields)
 
 
-@cache
+@functools.cache
 def weights(made: Transformer, seed: int = 0) -> Any:
-    """Initial weights plus noise, so that no bias is zero and no scale is one."""
-    params = jax.jit(made.init)(jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [leaf + 0.2 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+    """Random weights: no bias is zero, no scale is one, no residual branch is small."""
+    rng = np.random.default_rng(seed)
+    leaves = {
+        path: jnp.asarray(parameter.mean + max(parameter.std, 0.2) * rng.normal(size=parameter.shape), jnp.float32)
+        for path, parameter in made.parameters().items()
+    }
+    return trees.unflatten(leaves)
 
 
 def inputs(tokens: Any, segment_ids: Any = None, positions: Any = None) -> dict[str, jax.Array]:
@@ -85,8 +94,8 @@ def inputs(tokens: Any, segment_ids: Any = None, positions: Any = None) -> dict[
     }
 
 
-def random_batch(of: Settings, step: int, *, drop: float = 0.3) -> dict[str, np.ndarray]:
-    """Random tokens `[accumulation, rows, seq]`: two documents and padding in each row, and a share without a target."""
+def random_batch(of: Settings, step: int, *, drop: float = 0.3, most: int = 10**9) -> dict[str, np.ndarray]:
+    """Random tokens `[accumulation, rows, seq]`: two documents and padding in each row, `most` targets at most."""
     rng = np.random.default_rng(step)
     parts = of.train.accumulation
     rows, length = of.train.batch_size, of.data.sequence_length
@@ -95,6 +104,7 @@ def random_batch(of: Settings, step: int, *, drop: float = 0.3) -> dict[str, np.
     segment_ids = np.where(places < end, 1 + (places >= cut), 0).astype(np.int32)
     positions = np.where(segment_ids == 2, places - cut, np.where(segment_ids == 1, places, 0)).astype(np.int32)
     kept = (segment_ids > 0) & (rng.random((rows, length)) >= drop)
+    kept &= np.cumsum(kept, axis=1) <= most
     batch = {
         "tokens": rng.integers(5, of.tokenizer.vocab_size, (rows, length), dtype=np.int32),
         "segment_ids": segment_ids,
@@ -103,6 +113,54 @@ def random_batch(of: Settings, step: int, *, drop: float = 0.3) -> dict[str, np.
         "weights": kept.astype(np.float32),
     }
     return {name: array.reshape(parts, rows // parts, length) for name, array in batch.items()}
+
+
+@functools.cache
+def _trainer(changes: tuple[tuple[str, Any], ...], devices: int) -> tuple[Assembly, Any]:
+    of = settings(dict(changes))
+    assembly = assemble(of, VOCABULARY, num_devices=devices)
+    return assembly, jit(make_step(of, assembly.model, assembly.objective), donate_argnums=0)
+
+
+@functools.cache
+def _initial(changes: tuple[tuple[str, Any], ...]) -> Any:
+    of = settings(dict(changes))
+    return jax.device_get(jit(lambda: initial_state(of, build(of, CPU)))())
+
+
+def trainer(changes: Mapping[str, Any], devices: int = 1) -> tuple[Assembly, Any]:
+    """What is assembled from the small settings with changes, and its compiled update, which takes its state away."""
+    return _trainer(tuple(changes.items()), devices)
+
+
+def state(assembly: Assembly, **fields: Any) -> TrainState:
+    """The initial state on the assembly's mesh, with fields of `hyper`, and `seed`, changed."""
+    scientific = (name for name in config.KEYS if name.startswith("model.") or name == "seed")
+    made: TrainState = _initial(tuple((name, assembly.settings[name]) for name in scientific))
+    places = state_shapes(assembly.settings, assembly.model, assembly.mesh, assembly.settings.parallel.preset)
+    seed = np.asarray(fields.pop("seed", made.seed), np.uint32)
+    typed = {name: np.asarray(value, getattr(made.hyper, name).dtype) for name, value in fields.items()}
+    made = made._replace(hyper=made.hyper._replace(**typed), seed=seed)
+    return jax.device_put(made, jax.tree.map(lambda shape: shape.sharding, places))
+
+
+def train(
+    changes: Mapping[str, Any], *, devices: int = 1, steps: int = 20, batches: Any = random_batch, **fields: Any
+) -> tuple[Any, list[dict[str, np.ndarray]]]:
+    """The state after updates from batches of random tokens, and the metrics of each update, on the host."""
+    assembly, update = trainer(changes, devices)
+    now, found = state(assembly, **fields), []
+    with jax.set_mesh(assembly.mesh):
+        for step in range(steps):
+            now, metrics = update(now, placed(assembly, batches(assembly.settings, step)))
+            found.append(jax.device_get(metrics))
+    return jax.device_get(now), found
+
+
+def placed(assembly: Assembly, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """A batch on the assembly's mesh."""
+    rows = assembly.settings.train.batch_size // assembly.settings.train.accumulation
+    return arrays.to_global(batch, rows, arrays.local_rows(rows, assembly.mesh), assembly.mesh)
 
 
 def assert_close(found: Any, expected: Any, tolerance: float = 1e-5) -> None:

@@ -30,7 +30,10 @@ def chunked(
     targets: Int[Array, " tokens"],
     weights: Float[Array, " tokens"],
 ) -> Float[Array, ""]:
-    """The same sum, never holding `[tokens, vocab]`: loss and both gradients come from one pass over chunks."""
+    """The same sum, never holding `[tokens, vocab]`: loss and both gradients come from one pass over chunks.
+
+    The weights are constants of the batch: their gradient is zero here.
+    """
 
     def chunk(total: Array, part: tuple[Array, ...]) -> tuple[Array, None]:
         hidden, targets, weights = part

@@ -114,7 +114,7 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 def constrainer(mesh: Mesh) -> Callable[[Array, tuple[str | None, ...]], Array]:
     """`constrain(x, names)` for a mesh: pins the layout of an activation by the names of its dimensions.
 
-    An unknown name raises KeyError; a dimension that its axes do not divide is left to the compiler.
+    An unknown name raises KeyError; a dimension that its axes do not divide is not sharded.
     """
 
     def constrain(x: Array, names: tuple[str | None, ...]) -> Array:

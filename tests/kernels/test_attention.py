@@ -66,9 +66,7 @@ def segments(ids: list[int]) -> jax.Array:
 @functools.cache
 def compiled(kernel: str, pattern: Pattern) -> Any:
     def run(q: Any, k: Any, v: Any, queries: Any, keys: Any, offset: Any) -> Any:
-        return KERNELS[kernel](
-            q, k, v, pattern=pattern, query_segments=queries, key_segments=keys, query_offset=offset
-        )
+        return KERNELS[kernel](q, k, v, pattern=pattern, query_segments=queries, key_segments=keys, query_offset=offset)
 
     return jax.jit(run)
 
