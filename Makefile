@@ -4,7 +4,7 @@
 MINUTES ?= 3
 WORKERS ?= 2
 # Steps of configs/causal.py:tiny that two CPU cores take in a minute; used when MINUTES is not the recipe's own 3.
-STEPS_PER_MINUTE ?= 1000
+STEPS_PER_MINUTE ?= 867
 # The first of these that runs, is new enough and can make environments; a pyenv shim may exist and still not run.
 PYTHON ?= python3.11 python3 python3.12 python3.13
 

@@ -12,7 +12,7 @@ from research.errors import UserError
 
 #          layers embed heads kv   mlp    vocab  sequence tied   batch  steps    rate  beta2
 SIZES = {
-    "tiny": (2, 128, 4, 4, 384, 2048, 128, True, 8, 3000, 4e-3, 0.99),
+    "tiny": (2, 128, 4, 4, 384, 2048, 128, True, 8, 2600, 4e-3, 0.99),
     "5m": (6, 192, 3, 3, 704, 8192, 256, True, 64, 6000, 4e-3, 0.95),
     "15m": (8, 320, 5, 5, 1152, 8192, 512, True, 64, 9000, 3e-3, 0.95),
     "30m": (10, 448, 7, 7, 1344, 8192, 512, True, 128, 9000, 2e-3, 0.95),

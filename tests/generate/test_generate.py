@@ -130,7 +130,7 @@ PROBABILITIES = np.array([0.05, 0.4, 0.2, 0.3, 0.05])
         (Sampling(temperature=2.0), PROBABILITIES**0.5 / np.sum(PROBABILITIES**0.5)),
         (Sampling(temperature=0.5, top_p=0.5), [0, 1, 0, 0, 0]),  # squares: 0.55, 0.31, 0.14
     ],
-    ids=lambda value: str(value),
+    ids=str,
 )
 def test_what_is_left_to_choose_from(sampling: Sampling, expected: Any) -> None:
     rows = jnp.log(jnp.asarray(np.stack([PROBABILITIES, PROBABILITIES[::-1]]), jnp.float32))
