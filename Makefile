@@ -41,7 +41,7 @@ test-slow: .venv/.test
 lint: .venv/.lint
 	.venv/bin/ruff check $(SOURCES)
 	.venv/bin/ruff format --check $(SOURCES)
-	.venv/bin/mypy research launch configs
+	.venv/bin/mypy research launch configs benchmarks
 	.venv/bin/lint-imports --no-logo
 
 benchmark: .venv/.core

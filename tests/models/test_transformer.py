@@ -15,7 +15,6 @@ from research import trees
 from research.kernels import Pattern
 from research.kernels.choice import REFERENCE
 from research.models import Transformer
-from research.models.transformer import Block
 from tests import small
 from tests.small import LENGTH, VARIANTS, VOCAB, assert_close, assert_same_bits
 
@@ -69,27 +68,6 @@ def hidden(variant: str, pattern: Pattern, batch: Any) -> np.ndarray:
     return np.asarray(forward(made, pattern, small.weights(made), batch))
 
 
-# --- weights ------------------------------------------------------------------------------------------------------
-
-
-@every_variant
-def test_declared_weights_are_those_that_init_and_the_block_make(variant: str) -> None:
-    made = model(variant, num_layers=3)
-    declared = {path: parameter.shape for path, parameter in made.parameters().items()}
-    shapes = trees.flatten(jax.eval_shape(made.init, jax.random.key(0)))
-    assert {path: leaf.shape for path, leaf in shapes.items()} == declared
-    assert {leaf.dtype for leaf in shapes.values()} == {jnp.dtype(jnp.float32)}
-    assert all(parameter.path == path for path, parameter in made.parameters().items())
-
-    block = Block(made.settings, made.kernels, made.constrain)
-    batch, x = small.inputs(IDS), jnp.zeros((LENGTH, LENGTH, made.settings.embed_dim))
-    own = jax.eval_shape(
-        lambda: block.init(jax.random.key(0), x, batch["segment_ids"], batch["positions"], CAUSAL, None, None)
-    )
-    of_layers = {path: shape[1:] for path, shape in declared.items() if path.startswith("layers/")}
-    assert {f"layers/{path}": leaf.shape for path, leaf in trees.flatten(own["params"]).items()} == of_layers
-
-
 @every_variant
 def test_every_weight_below_the_head_is_used(variant: str) -> None:
     made = model(variant)
@@ -101,59 +79,69 @@ def test_every_weight_below_the_head_is_used(variant: str) -> None:
         assert path in free or (np.abs(parts).reshape(len(parts), -1).max(axis=1) > 1e-4).all(), path
 
 
-def init(made: Transformer, seed: int) -> dict[str, np.ndarray]:
-    return {path: np.asarray(leaf) for path, leaf in trees.flatten(initialised(made)(jax.random.key(seed))).items()}
+# --- the formula --------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def initialised(made: Transformer) -> Any:
-    return small.jit(made.init)
+def normed(x: np.ndarray, weights: Any) -> np.ndarray:
+    if "bias" in weights:
+        x = x - x.mean(axis=-1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-6) * weights["scale"]
+    return x + weights["bias"] if "bias" in weights else x
 
 
-SHALLOW, DEEP = (small.model("bert", num_layers=layers, embed_dim=32, mlp_dim=128) for layers in (2, 5))
+def turned(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Pairs of the two halves of each head as complex numbers, turned by angles that grow with the position."""
+    half = x.shape[-1] // 2
+    angles = positions[:, :, None, None] * 10_000.0 ** (-np.arange(half) / half)
+    pairs = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
+    return np.concatenate([pairs.real, pairs.imag], axis=-1)
 
 
-def test_init_is_a_function_of_the_seed_alone() -> None:
-    first, again, other = init(DEEP, 7), init(DEEP, 7), init(DEEP, 8)
-    assert_same_bits(again, first)
-    for path, leaf in first.items():
-        assert (leaf == other[path]).all() == (DEEP.parameters()[path].std == 0.0), path
+def attended(x: np.ndarray, w: Any, of: Any, positions: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    query, key, value = (
+        np.einsum("bse,ehd->bshd", x, w[name]) + w.get(f"{name}_bias", 0.0) for name in ("query", "key", "value")
+    )
+    if of.qk_norm:
+        query, key = normed(query, {"scale": w["query_norm"]}), normed(key, {"scale": w["key_norm"]})
+    if of.position == "rotary":
+        query, key = turned(query, positions), turned(key, positions)
+    key, value = (np.repeat(array, of.num_heads // of.kv_heads, axis=2) for array in (key, value))
+    scores = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
+    weights = np.exp(np.where(seen[:, None], scores, -np.inf))
+    mixed = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(axis=-1, keepdims=True), value)
+    return np.einsum("bqhd,hde->bqe", mixed, w["out"]) + w.get("out_bias", 0.0)
 
 
-def test_init_does_not_depend_on_how_a_model_is_executed() -> None:
-    other = dataclasses.replace(DEEP, scan=False, remat="full", kernels=REFERENCE)
-    programs = [str(jax.make_jaxpr(made.init)(jax.random.key(0))) for made in (DEEP, other)]
-    assert programs[0] == programs[1]
+def expanded(x: np.ndarray, w: Any, of: Any) -> np.ndarray:
+    up = x @ w["up"] + w.get("up_bias", 0.0)
+    if of.activation == "swiglu":
+        gate = x @ w["gate"] + w.get("gate_bias", 0.0)
+        inner = gate / (1 + np.exp(-gate)) * up
+    else:  # Hendrycks & Gimpel 2016, the approximation by tanh
+        inner = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
+    return inner @ w["down"] + w.get("down_bias", 0.0)
 
 
-def test_initial_weights_have_the_declared_mean_and_deviation_and_no_two_are_alike() -> None:
-    seen: list[np.ndarray] = []
-    for path, leaf in init(DEEP, 0).items():
-        parameter = DEEP.parameters()[path]
-        for values in leaf if path.startswith("layers/") else leaf[None]:
-            if parameter.std == 0.0:
-                assert (values == parameter.mean).all(), path
-                continue
-            error = parameter.std / np.sqrt(values.size)
-            assert abs(np.mean(values, dtype=np.float64) - parameter.mean) < 5 * error, path
-            assert abs(np.std(values, dtype=np.float64) - parameter.std) < 5 * error, path
-            normal = np.ravel(values)[:128] / parameter.std
-            assert all(np.abs(normal - other).max() > 0.5 for other in seen), path
-            seen.append(normal)
-
-
-def test_a_layers_initial_weights_do_not_depend_on_how_many_there_are() -> None:
-    few, many, scaled = init(SHALLOW, 3), init(DEEP, 3), []
-    for path, leaf in few.items():
-        before, after = SHALLOW.parameters()[path].std, DEEP.parameters()[path].std
-        own = many[path][:2] if path.startswith("layers/") else many[path]
-        if before == after:
-            assert_same_bits(own, leaf)
-        else:  # residual branches shrink with the depth, by their declared deviation alone
-            scaled.append(path)
-            np.testing.assert_allclose(before / after, np.sqrt(5 / 2), rtol=1e-12)
-            np.testing.assert_allclose(own / after, leaf / before, rtol=1e-6)
-    assert scaled == ["layers/attention/out", "layers/mlp/down"]
+@every_variant
+@pytest.mark.parametrize("pattern", [CAUSAL, BIDIRECTIONAL], ids=["causal", "bidirectional"])
+def test_a_model_is_its_formula(variant: str, pattern: Pattern) -> None:
+    made = model(variant)
+    of, params = made.settings, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), small.weights(made))
+    seen = PACKED[:, :, None] == PACKED[:, None, :]
+    seen &= np.tri(LENGTH, dtype=bool) | (not pattern.causal)
+    x = params["embedding"]["tokens"][IDS]
+    if of.position == "learned":
+        x = x + params["embedding"]["positions"][PLACES]
+    for layer in range(2):
+        w = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["layers"])
+        if of.norm_position == "pre":
+            x = x + attended(normed(x, w["attention_norm"]), w["attention"], of, PLACES, seen)
+            x = x + expanded(normed(x, w["mlp_norm"]), w["mlp"], of)
+        else:
+            x = normed(x + attended(x, w["attention"], of, PLACES, seen), w["attention_norm"])
+            x = normed(x + expanded(x, w["mlp"], of), w["mlp_norm"])
+    x = normed(x, params["final_norm"]) if of.norm_position == "pre" else x
+    assert_close(hidden(variant, pattern, small.inputs(IDS, PACKED, PLACES)), x, 1e-5)
 
 
 # --- who sees whom ------------------------------------------------------------------------------------------------

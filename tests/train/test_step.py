@@ -83,10 +83,10 @@ def test_norms_are_those_of_what_happened_by_layer_and_in_all() -> None:
         ("parameter_norm", after.params, 1.0),
         ("gradient_norm", clipped, 1 / clip),
     ):
-        np.testing.assert_allclose(metrics[name], scale * norm(tree), rtol=1e-3 if name == "update_norm" else 1e-5)
+        np.testing.assert_allclose(metrics[name], scale * norm(tree), rtol=1e-4 if name == "update_norm" else 1e-5)
         for layer, value in enumerate(metrics[f"{name}_by_layer"]):
             own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], tree["layers"])
-            np.testing.assert_allclose(value, scale * norm(own), rtol=1e-3 if name == "update_norm" else 1e-5)
+            np.testing.assert_allclose(value, scale * norm(own), rtol=1e-4 if name == "update_norm" else 1e-5)
         assert metrics[f"{name}_by_layer"].shape == (2,)
     assert metrics["learning_rate"] == np.float32(3e-3) / 2  # the first of one update of warm-up
     assert np.isfinite(metrics["attention_logit_max"])
