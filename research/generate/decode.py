@@ -55,8 +55,10 @@ def generate(
 
     cache = model.init_cache(len(prompts), padded + -(-max_tokens // PROMPT_STEP) * PROMPT_STEP)
     key = jax.random.key(seed)
+    never = tuple(token for token in vocabulary.special if token != vocabulary.eos)
+    advance = partial(_advance, model, sampling, never, params)
     own = jax.random.fold_in(key, 0)
-    chosen, cache = _advance(model, sampling, params, cache, jnp.asarray(tokens), jnp.asarray(lengths), own)
+    chosen, cache = advance(cache, jnp.asarray(tokens), jnp.asarray(lengths), own)
     stopped = np.zeros(len(prompts), bool)
     ends = np.asarray([vocabulary.eos, *stop])
     for made in range(1, max_tokens + 1):
@@ -66,24 +68,28 @@ def generate(
         if made == max_tokens or stopped.all():
             return
         own = jax.random.fold_in(key, made)
-        chosen, cache = _advance(model, sampling, params, cache, chosen[:, None], jnp.asarray(lengths + made), own)
+        chosen, cache = advance(cache, chosen[:, None], jnp.asarray(lengths + made), own)
 
 
-@partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames=("cache",))
+@partial(jax.jit, static_argnames=("model", "sampling", "never"), donate_argnames=("cache",))
 def _advance(
     model: Transformer,
     sampling: Sampling,
+    never: tuple[int, ...],
     params: Mapping[str, Any],
     cache: Cache,
     tokens: Array,
     lengths: Array,
     key: Array,
 ) -> tuple[Array, Cache]:
-    """The tokens after `tokens` `[batch, seq]`, right-aligned; each row is `lengths` long including what is cached."""
+    """The tokens after `tokens` `[batch, seq]`, right-aligned; each row is `lengths` long including what is cached.
+
+    The tokens of `never` (padding, masks) are not text and are not chosen.
+    """
     places = lengths[:, None] - jnp.arange(tokens.shape[1] - 1, -1, -1, dtype=jnp.int32)[None, :] - 1
     inputs = {"tokens": tokens, "segment_ids": (places >= 0).astype(jnp.int32), "positions": jnp.maximum(places, 0)}
     hidden, cache = model.decode(params, cache, inputs, pattern=CAUSAL)
-    logits = model.unembed(params, hidden[:, -1:])[:, 0]
+    logits = model.unembed(params, hidden[:, -1:])[:, 0].at[:, list(never)].set(-jnp.inf)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(logits.shape[0]))
     chosen = jax.vmap(lambda row, own: sampling.choose(row[None, :], own)[0])(logits, keys)
     return chosen, cache

@@ -89,6 +89,13 @@ def test_a_row_ends_with_its_stop_token_and_pads_from_there() -> None:
         assert (found[0] == stop).any()
 
 
+def test_only_text_and_its_end_are_generated() -> None:
+    made = np.concatenate([run(sampling=Sampling(temperature=100.0), seed=seed).ravel() for seed in range(20)])
+    assert len(np.unique(made)) > VOCAB // 2
+    rows_end = np.isin(made, [VOCABULARY.eos, VOCABULARY.pad])  # behind an end stands padding
+    assert not np.isin(made[~rows_end], VOCABULARY.special).any()
+
+
 def test_it_ends_when_every_row_has() -> None:
     expected = by_full_passes()
     first = [int(row[1]) for row in expected]

@@ -36,6 +36,7 @@ def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"parallel__preset": "tp", "model__num_heads": 4}, ["model.num_heads=4", "parallel.mesh.tensor=8"]),
         ({"data__path": "/nowhere/at/all.jsonl"}, ["data.path", "/nowhere/at/all.jsonl"]),
         ({"data__text_key": "body"}, ["topics.jsonl", "body"]),
+        ({"data__source": "docstrings"}, ["data.path=", "data.source=docstrings"]),
         ({"data__num_tokens": 10**9}, ["data.num_tokens=1000000000"]),
         ({"data__sequence_length": 10**6}, ["sequence"]),
         ({"tokenizer__vocab_size": 100_000}, ["tokenizer.vocab_size=100000"]),
