@@ -146,16 +146,24 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
     spec = importlib.util.spec_from_file_location(f"isoflop_recipe_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"--config={name}: {path} is not Python: {error.msg} in line {error.lineno}") from error
     recipe = getattr(module, "get_config", None)
     if recipe is None:
         raise UserError(f"--config={name}: {path} has no function get_config")
     if argument and not inspect.signature(recipe).parameters:
         raise UserError(f"--config={name}: this recipe takes no argument, drop `:{argument}`")
     try:
-        return recipe(argument) if argument else recipe()
+        config = recipe(argument) if argument else recipe()
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"--config={name}: {_translated(error)}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(
+            f"--config={name}: get_config gives {type(config).__name__}, not a ConfigDict: return the config"
+        )
+    return config
 
 
 def _translated(error: Exception) -> str:
@@ -251,19 +259,36 @@ def differences(old: Settings, new: Settings) -> dict[str, tuple[Any, Any]]:
     return {name: (old[name], new[name]) for name in KEYS if old[name] != new[name]}
 
 
-def check_resume(old: Settings, new: Settings) -> None:
-    """Raises `UserError` where a run may not go on with the new settings.
+def check_resume(old: Settings, new: Settings, reached: int = 0) -> None:
+    """Raises `UserError` where a run that has `reached` updates may not go on with the new settings.
 
-    Execution keys may change. The length may change where it does not bend the schedule behind or before the run:
-    constant and warm-up-stable-decay, with the same warm-up.
+    Execution keys may change. The length may change where it does not bend what was done: under a constant schedule,
+    and under warm-up-stable-decay before the decay of either length has begun, with the same warm-up.
     """
     changed = differences(old, new)
     refused = {name: values for name, values in changed.items() if not KEYS[name].metadata["resumable"]}
-    length = changed.get("train.num_steps")
-    if length is not None:
-        warmups = old.optimizer.warmup(length[0]), new.optimizer.warmup(length[1])
-        if new.optimizer.schedule not in {"constant", "wsd"} or warmups[0] != warmups[1]:
-            refused["train.num_steps"] = length
+    before, after = old.train.num_steps, new.train.num_steps
+    warmup = old.optimizer.warmup(before)
+    if warmup == new.optimizer.warmup(after):
+        refused.pop("optimizer.warmup_steps", None)
+    if before != after and not refused:
+        schedule = new.optimizer.schedule
+        if after < reached:
+            raise UserError(f"train.num_steps={after}, but this run has {reached} updates already: use a new --workdir")
+        if schedule not in {"constant", "wsd"}:
+            refused["train.num_steps"] = (before, after)
+        elif warmup != new.optimizer.warmup(after):
+            raise UserError(
+                f"train.num_steps was {before}, now {after}, which would change the warm-up of this run: "
+                f"set optimizer.warmup_steps={warmup}, as it was"
+            )
+        elif schedule == "wsd" and reached > min(
+            before - old.optimizer.decay(before), after - new.optimizer.decay(after)
+        ):
+            raise UserError(
+                f"train.num_steps was {before}, now {after}, but after {reached} updates the final decay of one "
+                "of them has begun: use a new --workdir"
+            )
     if refused:
-        listed = "; ".join(f"{name} was {before!r}, now {after!r}" for name, (before, after) in refused.items())
+        listed = "; ".join(f"{name} was {was!r}, now {now!r}" for name, (was, now) in refused.items())
         raise UserError(f"this run was started with other settings ({listed}): set them back, or use a new --workdir")

@@ -360,7 +360,11 @@ def test_execution_keys_may_change_at_resume() -> None:
     config.check_resume(DEFAULTS, config.from_nested({key.name: other(key) for key in EXECUTION}))
 
 
-@pytest.mark.parametrize("key", SCIENTIFIC, ids=named)
+def test_paths_may_change_at_resume_since_the_data_hash_names_the_content() -> None:
+    config.check_resume(DEFAULTS, config.from_nested({"data.path": "moved", "tokenizer.path": "moved"}))
+
+
+@pytest.mark.parametrize("key", [key for key in SCIENTIFIC if not key.name.endswith(".path")], ids=named)
 def test_scientific_keys_may_not_change_at_resume(key: Key) -> None:
     with pytest.raises(UserError) as caught:
         config.check_resume(DEFAULTS, config.from_nested(with_other(key)))
@@ -397,8 +401,27 @@ def test_the_length_may_change_where_the_schedule_so_far_stays(
             config.check_resume(of(1000), of(length))
             with pytest.raises(UserError, match=r"optimizer\.learning_rate"):
                 config.check_resume(of(1000), of(length, learning_rate=1e-2))
-            with pytest.raises(UserError, match=r"train\.num_steps"):
+            with pytest.raises(UserError, match=r"optimizer\.warmup_steps was 10, now 11"):
                 config.check_resume(of(1000), of(length, warmup_steps=11))
         else:
             with pytest.raises(UserError, match=r"train\.num_steps"):
                 config.check_resume(of(1000), of(length))
+
+
+def test_a_length_may_not_undo_what_was_done() -> None:
+    def of(num_steps: int, schedule: str, warmup: int | None = 10) -> Settings:
+        return config.from_nested(
+            {"train.num_steps": num_steps, "optimizer.schedule": schedule, "optimizer.warmup_steps": warmup}
+        )
+
+    config.check_resume(of(1000, "constant"), of(500, "constant"), reached=500)
+    with pytest.raises(UserError, match=r"train\.num_steps=500, but this run has 501 updates"):
+        config.check_resume(of(1000, "constant"), of(500, "constant"), reached=501)
+    # The decay of 1000 updates begins at 800, that of 2000 at 1600.
+    config.check_resume(of(1000, "wsd"), of(2000, "wsd"), reached=800)
+    with pytest.raises(UserError, match="decay"):
+        config.check_resume(of(1000, "wsd"), of(2000, "wsd"), reached=801)
+    # A warm-up that was left to follow from the length can be kept by naming it.
+    with pytest.raises(UserError, match=r"set optimizer\.warmup_steps=50"):
+        config.check_resume(of(1000, "constant", None), of(2000, "constant", None), reached=100)
+    config.check_resume(of(1000, "constant", None), of(2000, "constant", 50), reached=100)

@@ -62,7 +62,7 @@ def restore_parameters(
     Raises:
       UserError: no such checkpoint, a damaged one was asked for, none is undamaged, or it is of another model.
     """
-    place = epath.Path(directory)
+    place = absolute(directory)
     prefix = "params/"
     targets = {prefix + path: leaf for path, leaf in trees.flatten(target_params).items()}
     for candidate in candidates(place, step):
@@ -75,6 +75,12 @@ def restore_parameters(
         else:
             return rebuild(target_params, leaves.values()), candidate
     raise UserError(f"every checkpoint in {place} is damaged: start again, or copy an undamaged one there")
+
+
+def absolute(directory: epath.PathLike) -> epath.Path:
+    """The directory as Orbax wants it: a bucket as it is, anything else absolute."""
+    path = epath.Path(directory)
+    return path if "://" in str(directory) else epath.Path(path.expanduser().absolute())
 
 
 def candidates(directory: epath.Path, step: int | None) -> list[int]:

@@ -24,7 +24,7 @@ from research.checkpoint.record import (
     step_directory,
     write_file_sizes,
 )
-from research.checkpoint.restore import candidates, damaged_step, log_event, rebuild, restore_verified
+from research.checkpoint.restore import absolute, candidates, damaged_step, log_event, rebuild, restore_verified
 from research.errors import UserError
 
 _MISSES = 3
@@ -69,8 +69,7 @@ class Checkpoints:
         Raises:
           UserError: the directory cannot be created or read.
         """
-        path = epath.Path(directory)
-        self.directory = path if "://" in str(directory) else epath.Path(path.expanduser().absolute())
+        self.directory = absolute(directory)
         self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best
         self._event = on_event
         self._guard = threading.Lock()

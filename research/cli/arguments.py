@@ -26,7 +26,11 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
 
 def add_workdir(parser: argparse.ArgumentParser, meaning: str) -> None:
     """`--workdir`."""
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help=meaning)
+    parser.add_argument("--workdir", required=True, type=_absolute, metavar="DIR", help=meaning)
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).expanduser().absolute()
 
 
 def overrides(rest: Iterable[str]) -> Overrides:
@@ -105,7 +109,7 @@ def keys_table() -> str:
         )
         unit = f" [{key.metadata['unit']}]" if key.metadata["unit"] else ""
         choices = f" ({', '.join(key.metadata['choices'])})" if key.metadata["choices"] else ""
-        lines.append(f"  {key.name}={default!s}\n      {key.metadata['meaning']}{choices}{unit}".replace("%", "%%"))
+        lines.append(f"  {key.name}={default!s}\n      {key.metadata['meaning']}{choices}{unit}")
     return "\n".join(lines)
 
 

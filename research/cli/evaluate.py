@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> Result:
 
     with Progress(0, 0, 1, shown) as progress:
         progress.stage("opening the data")
-        prepared = rundir.open_data(settings, provenance.get("data_hash"), progress.stage)
+        prepared = rundir.open_recorded_data(settings, provenance, progress.stage)
         assembly = assemble(settings, prepared.tokenizer.vocabulary)
         progress.stage("loading the weights")
         params, step = rundir.open_parameters(options.workdir, assembly, options.step)

@@ -50,6 +50,11 @@ def run(options: argparse.Namespace) -> Result:
     """Generates from a run directory alone."""
     if options.overrides:
         raise UserError(f"--config.{options.overrides[0][0]}: generate takes its settings from the run directory")
+    for name, value, least in (("seed", options.seed, 0), ("candidates", options.candidates, 1)):
+        if not least <= value < 2**32:
+            raise UserError(f"--{name}={value}: must be a number from {least} to 2^32 - 1")
+    if "" in options.stop:
+        raise UserError("--stop= is empty: give the text to stop before")
     settings, _ = rundir.open_settings(options.workdir)
     tokenizer = rundir.open_tokenizer(options.workdir)
     alone = dataclasses.replace(settings, parallel=ParallelSettings(kernels=settings.parallel.kernels))
@@ -69,7 +74,6 @@ def continue_text(
     room = assembly.model.max_positions - len(prompt)
     wanted = options.tokens if options.tokens is not None else max(1, min(64, room))
     shown = console(options)
-    shown.print(options.prompt, end="", markup=False, soft_wrap=True)
     made: list[int] = []
     text = ""
     new_tokens = generate(
@@ -82,6 +86,8 @@ def continue_text(
         seed=options.seed,
     )
     for tokens in new_tokens:
+        if not made:
+            shown.print(options.prompt, end="", markup=False, soft_wrap=True)
         made.append(int(tokens[0]))
         whole = tokenizer.decode_bytes(made).decode("utf-8", errors="ignore")
         ends = [whole.find(stop) for stop in options.stop if stop in whole]

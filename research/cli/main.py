@@ -5,6 +5,7 @@ import importlib
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -63,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         status, result = options.run(options)
     except UserError as error:
         print(f"isoflop {options.verb}: {error}", file=sys.stderr)
-        return 2
+        status, result = 2, {"error": str(error)}
+    except KeyboardInterrupt:
+        print(f"isoflop {options.verb}: interrupted", file=sys.stderr)
+        status, result = 128 + signal.SIGINT, {"signal": signal.SIGINT}
     if options.json:
         print(json.dumps(result), flush=True)
     return status

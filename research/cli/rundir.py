@@ -1,5 +1,6 @@
 """What a run directory holds, for the verbs that open one."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from research.data.tokenizer import Tokenizer, load
 from research.errors import UserError
 from research.settings import Settings
 from research.train.assembly import Assembly
-from research.train.metrics import write_json
+from research.train.metrics import METRICS, read_metrics, write_json
 
 CONFIG, TOKENIZER, DATA_CARD = "config.json", "tokenizer.model", "data_card.md"
 
@@ -23,9 +24,16 @@ def saved_record(workdir: Path) -> dict[str, Any] | None:
     return config.read_json(workdir / CONFIG) if (workdir / CONFIG).exists() else None
 
 
+def reached(workdir: Path) -> int:
+    """Updates that the run has written down."""
+    path = workdir / METRICS
+    return max((int(row["step"]) for row in read_metrics(path)), default=0) if path.exists() else 0
+
+
 def write_record(workdir: Path, settings: Settings, prepared: Prepared, provenance: dict[str, Any]) -> None:
     """Saves what a later process needs of settings and data."""
-    facts = {"config_hash": config.scientific_hash(settings), "data_hash": prepared.data_hash, **provenance}
+    hashes = {"config_hash": config.scientific_hash(settings), "data_hash": prepared.data_hash}
+    facts = hashes | {"prepared": prepared.directory.name} | provenance
     try:
         (workdir / TOKENIZER).write_bytes((prepared.directory / "tokenizer.model").read_bytes())
         (workdir / DATA_CARD).write_bytes((prepared.directory / "card.md").read_bytes())
@@ -68,6 +76,16 @@ def open_data(settings: Settings, expected_hash: str | None, progress: Any = Non
             "sources (or, for docstrings, the versions in the data card), or start a new --workdir"
         )
     return prepared
+
+
+def open_recorded_data(settings: Settings, provenance: Mapping[str, Any], progress: Any = None) -> Prepared:
+    """The prepared data of a run from the cache, though its sources may be gone; else prepared again."""
+    directory = prepare.cache_directory() / "prepared" / provenance.get("prepared", "-")
+    if directory.exists():
+        prepared = prepare.open_prepared(directory)
+        if prepared.data_hash == provenance.get("data_hash"):
+            return prepared
+    return open_data(settings, provenance.get("data_hash"), progress)
 
 
 def open_parameters(workdir: Path, assembly: Assembly, step: int | None) -> tuple[Any, int]:

@@ -53,10 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Result:
     """Trains from a recipe to a report."""
     chosen = settings(options.config, options.overrides)
-    workdir = options.workdir.expanduser().absolute()
+    workdir = options.workdir
     record = rundir.saved_record(workdir)
     if record is not None:
-        config.check_resume(config.from_record(record), chosen)
+        config.check_resume(config.from_record(record), chosen, rundir.reached(workdir))
+    elif (workdir / "checkpoints").exists() or (workdir / METRICS).exists():
+        raise UserError(f"{workdir} holds a run without its {rundir.CONFIG}: restore the file, or use a new --workdir")
     expected = (record or {}).get("provenance", {}).get("data_hash")
 
     mesh.start_processes(chosen.parallel)

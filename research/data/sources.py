@@ -100,6 +100,11 @@ def open_source(settings: DataSettings) -> Source:
       UserError: nothing is there, or it cannot be read.
     """
     if settings.source == "docstrings":
+        if settings.path:
+            raise UserError(
+                f"data.path={settings.path} is given, but data.source=docstrings reads no files: "
+                "set data.source to text or jsonl"
+            )
         versions = {"python": platform.python_version()} | {name: _installed(name).version for name in PACKAGES}
         return Source("docstrings", {"kind": "docstrings", "versions": versions}, DOCSTRINGS_LICENSE)
     files = _find(settings.path, (".jsonl", ".jsonl.gz") if settings.source == "jsonl" else ())

@@ -53,11 +53,6 @@ class Settings:
         self.objective.check()
         self.train.check()
         self.optimizer.check(self.train.num_steps)
-        if self.data.source == "docstrings" and self.data.path:
-            raise UserError(
-                f"data.path={self.data.path} is given, but data.source=docstrings reads no files: "
-                "set data.source to text or jsonl"
-            )
         if self.data.source != "docstrings" and not self.data.path:
             raise UserError(
                 f"data.path is empty, but data.source={self.data.source} needs a file, directory or pattern"

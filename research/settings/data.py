@@ -14,7 +14,7 @@ class DataSettings:
         "kind of corpus; `docstrings` is embedded: the documentation strings of this Python installation",
         choices=("docstrings", "text", "jsonl"),
     )
-    path: str = setting("", "file, directory or glob pattern of the corpus (for text and jsonl)")
+    path: str = setting("", "file, directory or glob pattern of the corpus (for text and jsonl)", resumable=True)
     text_key: str = setting("text", "field of a JSONL object that holds the text")
     license: str = setting("unstated", "licence of the corpus, for the data card", execution=True)
     min_characters: int = setting(1, "shorter documents are dropped", unit="characters", minimum=1)
@@ -43,7 +43,7 @@ class TokenizerSettings:
     vocab_size: int = setting(
         4096, "number of ids, special ones and 256 bytes included", unit="tokens", minimum=300, maximum=2**20
     )
-    path: str = setting("", "an existing sentencepiece model; empty: train one")
+    path: str = setting("", "an existing sentencepiece model; empty: train one", resumable=True)
     training_bytes: int = setting(
         50_000_000, "text that the tokenizer is trained on, at most", unit="bytes", minimum=1000
     )

@@ -15,7 +15,7 @@ from research.data.prepare import Prepared
 from research.parallel import arrays
 from research.train.assembly import Assembly
 from research.train.interruption import Interruption
-from research.train.metrics import EventLog, MetricsLog, NullLog
+from research.train.metrics import EventLog, MetricsLog, NullLog, set_aside
 from research.train.recorder import Display, Recorder, sentence
 from research.train.state import TrainState, born_sharded, state_shapes
 from research.train.step import make_step
@@ -81,6 +81,8 @@ def run(
             state = state.with_kept(kept)
             note("resume", {"step": start})
         start = int(state.step)
+        if first_process and (aside := set_aside(workdir, start, train.num_steps, train.checkpoint_every)):
+            note("set_aside", {"files": aside, "reason": f"the run goes on at update {start}"})
         rows = train.batch_size // train.accumulation
         held = arrays.local_rows(rows, mesh)
         loader = Loader(

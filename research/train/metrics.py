@@ -116,6 +116,30 @@ class NullLog:
         pass
 
 
+def set_aside(workdir: str | os.PathLike[str], start_step: int, num_steps: int, checkpoint_every: int) -> list[str]:
+    """Renames what no longer holds of a run that goes on at `start_step`; gives the new names.
+
+    The summary of a run that now goes on is one of them. Rows beyond the next checkpoint mean that checkpoints were
+    lost, not that a process was killed: they are kept under another name instead of being cut.
+    """
+    workdir, found = Path(workdir), []
+    with _writing(workdir):
+        if (workdir / SUMMARY).exists() and start_step < num_steps:
+            found.append(_renamed(workdir / SUMMARY))
+        rows = read_metrics(workdir / METRICS) if (workdir / METRICS).exists() else []
+        if rows and rows[-1]["step"] > start_step + 2 * checkpoint_every:
+            found.append(_renamed(workdir / METRICS))
+    return found
+
+
+def _renamed(path: Path) -> str:
+    number = 1
+    while (other := path.with_name(f"{path.stem}.before-{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(other)
+    return other.name
+
+
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`, with numbers as floats; a torn last line is left out.
 

@@ -62,6 +62,7 @@ def of(recipe: str, size: str) -> Settings:
 def by_hand(size: str) -> tuple[int, int]:
     """Parameters and operations of a decoder with gated MLP, RMSNorm and rotary positions."""
     layers, embed, heads, groups, mlp, vocab, sequence, tied, *_ = sizes.SIZES[size]
+    groups, mlp = groups or heads, mlp or 384
     head = embed // heads
     products = layers * (2 * embed * heads * head + 2 * embed * groups * head + 3 * embed * mlp)
     norms = (2 * layers + 1) * embed

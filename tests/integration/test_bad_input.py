@@ -75,6 +75,8 @@ def test_another_run_in_the_same_directory(run: Path, corpus: Path, refused: Ref
 
 
 def test_checkpoint_of_another_model(run: Path, corpus: Path, tmp_path: Path, refused: Refused) -> None:
+    assert main(arguments(tmp_path / "run", corpus, model__embed_dim=64)) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
     shutil.copytree(run / "checkpoints", tmp_path / "run" / "checkpoints")
     said = refused(arguments(tmp_path / "run", corpus, model__embed_dim=64))
     assert "embedding/tokens" in said and "512" in said and "64" in said
@@ -139,3 +141,46 @@ def test_a_full_disk_is_said_and_the_run_goes_on_elsewhere(corpus: Path, tmp_pat
         assert str(disk / "run") in said and "make room" in said
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_a_run_without_its_config(run: Path, corpus: Path, tmp_path: Path, refused: Refused) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    assert "without its config.json" in refused(arguments(tmp_path / "run", corpus, seed=9))
+    assert len(losses(tmp_path / "run")) == 12
+
+
+def test_a_run_whose_checkpoints_are_gone_keeps_its_record(run: Path, corpus: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert main(arguments(tmp_path / "run", corpus)) == 0
+    assert (tmp_path / "run" / "metrics.before-1.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "run" / "summary.before-1.json").exists()
+    assert losses(tmp_path / "run") == losses(run)
+
+
+def test_a_machine_reads_the_mistake_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", f"--workdir={tmp_path}", "--json"]) == 2
+    assert "not a run directory" in json.loads(capsys.readouterr().out)["error"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--seed=-1"], "--seed=-1"), (["--candidates=0"], "--candidates=0"), (["--stop="], "--stop=")],
+)
+def test_options_of_generate(run: Path, refused: Refused, options: list[str], words: str) -> None:
+    assert words in refused(["generate", f"--workdir={run}", "--prompt=a", *options])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("def get_config(:\n", "line 1"),
+        ("def get_config():\n    return None\n", "NoneType"),
+        ("get = 1\n", "get_config"),
+    ],
+)
+def test_recipes_that_are_none(tmp_path: Path, refused: Refused, recipe: str, words: str) -> None:
+    (tmp_path / "mine.py").write_text(recipe)
+    said = refused(["train", f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}"])
+    assert words in said and "mine.py" in said

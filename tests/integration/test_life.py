@@ -102,6 +102,19 @@ def test_generated_text_is_streamed_behind_its_prompt(trained: Path, capsys: pyt
     assert capsys.readouterr().out.startswith("The value of")
 
 
+def test_a_run_is_evaluated_from_its_directory_alone(
+    trained: Path, corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = corpus.with_suffix(".moved")
+    corpus.rename(hidden)
+    monkeypatch.chdir(trained.parent)  # and by a relative path
+    try:
+        assert main(["evaluate", f"--workdir={trained.name}", "--json"]) == 0
+        assert main(["generate", f"--workdir={trained.name}", "--prompt=The [MASK] of", "--tokens=2", "--json"]) == 0
+    finally:
+        hidden.rename(corpus)
+
+
 def test_an_older_checkpoint_can_be_evaluated(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", f"--workdir={trained}", "--step=10", "--json"]) == 0
     assert last_object(capsys)["step"] == 10
