@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from benchmarks import bare
-from benchmarks.contestants import NUM_BATCHES, Gate, random_batches
+from benchmarks.gate import NUM_BATCHES, Gate, random_batches
 from benchmarks.shapes import Shape
 from research.parallel import arrays
 from research.settings import (

@@ -10,7 +10,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from benchmarks.contestants import Gate
+from benchmarks.gate import Gate
 from benchmarks.isoflop import assembly_of, vocabulary_of
 from benchmarks.shapes import Shape
 from research.checkpoint import RunLock

@@ -253,9 +253,12 @@ def _split(digests: np.ndarray, counts: Counts, data: DataSettings) -> tuple[np.
     texts = np.unique(digests)
     if len(texts) < 2:
         where = data.path or data.source
-        dropped = f"{counts.read} read, {counts.short} shorter than data.min_characters={data.min_characters}"
+        dropped = (
+            f"{counts.read} read, {counts.short} shorter than data.min_characters={data.min_characters}, "
+            f"{counts.read - counts.short - len(texts)} equal to another"
+        )
         what = "has no documents" if not len(texts) else "has one document, and one is needed to be held out as well"
-        raise UserError(f"the corpus {where} {what} ({dropped}): give more text, or lower data.min_characters")
+        raise UserError(f"the corpus {where} {what} ({dropped}): give more text")
     share = int(np.count_nonzero(texts < np.uint64(data.validation_fraction * 2.0**64)))
     last = texts[min(max(share, 1), len(texts) - 1) - 1]
     train, heldout = np.flatnonzero(digests > last), np.flatnonzero(digests <= last)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import bare, isoflop
-from benchmarks.contestants import random_batches
+from benchmarks.gate import random_batches
 from benchmarks.shapes import SHAPES, Shape
 from research.train.state import initial_state
 from research.train.step import make_step
