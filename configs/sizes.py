@@ -3,7 +3,7 @@
 Widths grow with depth at roughly constant aspect ratio, heads are 64 wide from 5m to 125m. From 7b on the shapes are
 those of Llama 2 (Touvron et al. 2023, table 1 and section 2.2), 1b is TinyLlama's (Zhang et al. 2024). Names are the
 nominal total. Lengths are about 20 tokens a parameter (Hoffmann et al. 2022); `tiny` is what two CPU cores do in three
-minutes. Learning rates above `tiny` are customary starting points, not tuned here.
+to four minutes. Learning rates above `tiny` are customary starting points, not tuned here.
 """
 
 import ml_collections

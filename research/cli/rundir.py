@@ -80,11 +80,12 @@ def open_data(settings: Settings, expected_hash: str | None, progress: Any = Non
 
 def open_recorded_data(settings: Settings, provenance: Mapping[str, Any], progress: Any = None) -> Prepared:
     """The prepared data of a run from the cache, though its sources may be gone; else prepared again."""
-    directory = prepare.cache_directory() / "prepared" / provenance.get("prepared", "-")
-    if directory.exists():
-        prepared = prepare.open_prepared(directory)
-        if prepared.data_hash == provenance.get("data_hash"):
-            return prepared
+    # The name comes from a file: it is looked for among the entries, never followed as a path.
+    for directory in (prepare.cache_directory() / "prepared").glob("*"):
+        if directory.name == provenance.get("prepared"):
+            prepared = prepare.open_prepared(directory)
+            if prepared.data_hash == provenance.get("data_hash"):
+                return prepared
     return open_data(settings, provenance.get("data_hash"), progress)
 
 
