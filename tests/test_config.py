@@ -30,6 +30,9 @@ def other(key: Key) -> Any:
         "model.num_kv_heads": 2,
         "model.embed_dim": 256,
         "model.head_dim": 64,
+        "model.architecture": "mlp",
+        "model.rotary_factor": 2.0,
+        "model.attention_period": "gg",
         "objective.mask_token_rate": 0.5,
         "train.accumulation": 2,
         "parallel.num_processes": 2,
@@ -45,13 +48,16 @@ def other(key: Key) -> Any:
     if str in key.types:
         return "elsewhere"
     if float in key.types:
-        return (key.default + metadata["minimum"]) / 2 or 0.25
+        return (
+            max(0.25, metadata["minimum"]) if key.default is None else (key.default + metadata["minimum"]) / 2 or 0.25
+        )
     return 2 * max(1, key.default or metadata["minimum"] or 0)
 
 
 def with_other(key: Key) -> dict[str, Any]:
     """Changes that set the key to another value, with what that value needs beside it."""
-    return {key.name: other(key), **({"data.path": "there"} if key.name == "data.source" else {})}
+    beside = {"data.source": {"data.path": "there"}, "model.pair_head": {"model.pooler": True}}
+    return {key.name: other(key), **beside.get(key.name, {})}
 
 
 # --- records ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Continue a text, or fill its masks, with a trained model.
 
-A causal model continues the prompt and streams to the terminal; a masked model ranks candidates for each [MASK].
+The continuation streams to the terminal. A masked model ranks candidates for each [MASK] instead; a model that was
+trained to restore spans, or to fill in the middle, writes what belongs there.
 
 examples:
   isoflop generate --workdir=runs/quickstart --prompt='Return the'
@@ -16,7 +17,19 @@ from research.cli import rundir
 from research.cli.arguments import Result, add_workdir, console
 from research.data.tokenizer import Tokenizer
 from research.errors import UserError
-from research.generate import Candidate, Sampling, fill_masks, generate
+from research.generate import (
+    GAP,
+    Candidate,
+    Sampling,
+    fill_masks,
+    fills_gaps,
+    generate,
+    prompt_of,
+    readable,
+    writer,
+)
+from research.models import EncoderDecoder
+from research.objectives import Objective
 from research.settings import ParallelSettings
 from research.train.assembly import Assembly, assemble
 
@@ -60,18 +73,20 @@ def run(options: argparse.Namespace) -> Result:
     alone = dataclasses.replace(settings, parallel=ParallelSettings(kernels=settings.parallel.kernels))
     assembly = assemble(alone, tokenizer.vocabulary, num_devices=1)
     params, step = rundir.open_parameters(options.workdir, assembly, options.step)
-    if settings.objective.name == "masked":
+    objective = writer(assembly.objective)
+    if objective is None:
         return fill(options, assembly, tokenizer, params, step)
-    return continue_text(options, assembly, tokenizer, params, step)
+    return continue_text(options, assembly, objective, tokenizer, params, step)
 
 
 def continue_text(
-    options: argparse.Namespace, assembly: Assembly, tokenizer: Tokenizer, params: Any, step: int
+    options: argparse.Namespace, assembly: Assembly, objective: Objective, tokenizer: Tokenizer, params: Any, step: int
 ) -> Result:
-    """Streams the continuation of the prompt."""
+    """Streams the continuation of the prompt, or what belongs into its gaps."""
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
-    prompt = tokenizer.encode(options.prompt).tolist()
-    room = assembly.model.max_positions - len(prompt)
+    parts = encoded_parts(tokenizer, options.prompt) if fills_gaps(objective) else None
+    prompt = prompt_of(objective, parts or [tokenizer.encode(options.prompt).tolist()])
+    room = assembly.model.max_positions - (0 if isinstance(assembly.model, EncoderDecoder) else len(prompt.tokens))
     wanted = options.tokens if options.tokens is not None else max(1, min(64, room))
     shown = console(options)
     made: list[int] = []
@@ -79,17 +94,19 @@ def continue_text(
     new_tokens = generate(
         assembly.model,
         params,
-        tokenizer.vocabulary,
-        [prompt],
+        objective.vocabulary,
+        [prompt.tokens],
         max_tokens=wanted,
         sampling=sampling,
         seed=options.seed,
+        prefix=prompt.prefix,
+        wanted=prompt.wanted,
     )
     for tokens in new_tokens:
         if not made:
-            shown.print(options.prompt, end="", markup=False, soft_wrap=True)
+            shown.print(options.prompt, end="\n" if len(parts or "") > 1 else "", markup=False, soft_wrap=True)
         made.append(int(tokens[0]))
-        whole = tokenizer.decode_bytes(made).decode("utf-8", errors="ignore")
+        whole = readable(tokenizer, objective.vocabulary, made, errors="ignore")
         ends = [whole.find(stop) for stop in options.stop if stop in whole]
         finished = bool(ends)
         whole = whole[: min(ends)] if ends else whole
@@ -117,13 +134,14 @@ def fill(options: argparse.Namespace, assembly: Assembly, tokenizer: Tokenizer, 
 
 def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of a text in which `[MASK]` stands for a token; a space before it belongs to that token."""
-    tokens: list[int] = []
-    for number, part in enumerate(text.split("[MASK]")):
-        if number:
-            tokens.append(tokenizer.vocabulary.mask)
-        last = number == text.count("[MASK]")
-        tokens += tokenizer.encode(part if last else part.removesuffix(" ")).tolist()
-    return tokens
+    first, *others = encoded_parts(tokenizer, text)
+    return first + [token for part in others for token in (tokenizer.vocabulary.mask, *part)]
+
+
+def encoded_parts(tokenizer: Tokenizer, text: str) -> list[list[int]]:
+    """Token ids between the gaps of a text."""
+    *parts, last = text.split(GAP)
+    return [tokenizer.encode(part).tolist() for part in [*(part.removesuffix(" ") for part in parts), last]]
 
 
 def with_best(tokens: list[int], mask: int, ranked: list[list[Candidate]]) -> list[int]:

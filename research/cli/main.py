@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import keyword
 import logging
 import os
 import signal
@@ -17,6 +18,9 @@ VERBS = {
     "train": "pretrain a model, or go on with a run",
     "evaluate": "measure a trained model on its held-out documents",
     "generate": "continue a text, or fill its masks, with a trained model",
+    "doctor": "examine the laws that every run rests on, on these settings and devices",
+    "import": "make a run directory of a model of Hugging Face or of a GGUF file",
+    "export": "write a model for transformers or llama.cpp",
 }
 
 
@@ -33,7 +37,7 @@ def parser(verb: str | None) -> argparse.ArgumentParser:
         if name != verb:
             verbs.add_parser(name, help=summary)
             continue
-        module = importlib.import_module(f"research.cli.{name}")
+        module = importlib.import_module(f"research.cli.{name}{'_' if keyword.iskeyword(name) else ''}")
         chosen = verbs.add_parser(
             name,
             help=summary,

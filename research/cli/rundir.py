@@ -1,6 +1,7 @@
 """What a run directory holds, for the verbs that open one."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ from research import config
 from research.checkpoint import restore_parameters
 from research.data import prepare
 from research.data.prepare import Prepared
-from research.data.tokenizer import Tokenizer, load
+from research.data.tokenizer import JSON, MODELS, Tokenizer, load
 from research.errors import UserError
 from research.settings import Settings
 from research.train.assembly import Assembly
 from research.train.metrics import METRICS, read_metrics, write_json
 
-CONFIG, TOKENIZER, DATA_CARD = "config.json", "tokenizer.model", "data_card.md"
+CONFIG, DATA_CARD = "config.json", "data_card.md"
 
 
 def saved_record(workdir: Path) -> dict[str, Any] | None:
@@ -35,7 +36,8 @@ def write_record(workdir: Path, settings: Settings, prepared: Prepared, provenan
     hashes = {"config_hash": config.scientific_hash(settings), "data_hash": prepared.data_hash}
     facts = hashes | {"prepared": prepared.directory.name} | provenance
     try:
-        (workdir / TOKENIZER).write_bytes((prepared.directory / "tokenizer.model").read_bytes())
+        for name, content in prepared.tokenizer.files.items():
+            (workdir / name).write_bytes(content)
         (workdir / DATA_CARD).write_bytes((prepared.directory / "card.md").read_bytes())
     except OSError as error:
         raise UserError(
@@ -53,14 +55,20 @@ def open_settings(workdir: Path) -> tuple[Settings, dict[str, Any]]:
     record = saved_record(workdir)
     if record is None:
         raise UserError(f"--workdir={workdir} is not a run directory: it has no {CONFIG}")
-    return config.from_record(record), record.get("provenance", {})
+    settings = config.from_record(record)
+    given = settings.tokenizer.path
+    if given and not Path(given).exists():  # the run was moved, or the tokenizer was: the run has a copy
+        own = replace(settings.tokenizer, path=str(workdir / open_tokenizer(workdir).file_name))
+        settings = replace(settings, tokenizer=own)
+    return settings, record.get("provenance", {})
 
 
 def open_tokenizer(workdir: Path) -> Tokenizer:
     """The run's own copy of its tokenizer."""
-    if not (workdir / TOKENIZER).exists():
-        raise UserError(f"--workdir={workdir} has no {TOKENIZER}: start the training, or restore the file")
-    return load(workdir / TOKENIZER)
+    for name in (MODELS[0], JSON):
+        if (workdir / name).exists():
+            return load(workdir / name)
+    raise UserError(f"--workdir={workdir} has no {MODELS[0]} and no {JSON}: start the training, or restore the file")
 
 
 def open_data(settings: Settings, expected_hash: str | None, progress: Any = None) -> Prepared:

@@ -31,6 +31,7 @@ from research.cli.progress import Progress
 from research.data.prepare import Prepared
 from research.errors import UserError
 from research.evaluate.heldout import heldout_evaluation
+from research.generate import GAP
 from research.parallel import mesh
 from research.settings import Settings
 from research.train import loop, provenance
@@ -56,6 +57,11 @@ def run(options: argparse.Namespace) -> Result:
     workdir = options.workdir
     record = rundir.saved_record(workdir)
     if record is not None:
+        if "imported_from" in record.get("provenance", {}):
+            raise UserError(
+                f"--workdir={workdir} holds an imported model, which has no optimizer's state to go on from: "
+                "evaluate, generate and export take it; train in a new --workdir"
+            )
         config.check_resume(config.from_record(record), chosen, rundir.reached(workdir))
     elif (workdir / "checkpoints").exists() or (workdir / METRICS).exists():
         raise UserError(f"{workdir} holds a run without its {rundir.CONFIG}: restore the file, or use a new --workdir")
@@ -122,7 +128,7 @@ def pretrain(
         events.write("interrupted", step=outcome.step, signal=outcome.signal)
         return {"step": outcome.step, "signal": outcome.signal}
 
-    progress.stage("counting n-grams for the baselines")
+    progress.stage("counting for the baselines")
     counted = measures.run_baselines(assembly, prepared, outcome.step)
     if jax.process_count() == 1:
         progress.stage("sampling")
@@ -130,6 +136,7 @@ def pretrain(
             for sample in measures.samples(assembly, prepared, outcome.state.params):
                 events.write("sample", step=outcome.step, **sample)
     count, rows = assembly.count, read_metrics(workdir / METRICS) if jax.process_index() == 0 else []
+    seen = outcome.step * chosen.train.batch_size * assembly.raw_length
     summary = {
         "step": outcome.step,
         "objective": assembly.objective.name,
@@ -138,7 +145,10 @@ def pretrain(
         "baseline_bits_per_byte": counted.get("bigram_bits_per_byte"),
         "baseline_accuracy": counted.get("unigram_accuracy"),
         "baselines": counted,
-        "tokens_seen": outcome.step * chosen.train.batch_size * chosen.data.sequence_length,
+        "tokens_seen": seen,
+        "tokens_predicted": rows[-1].get("tokens_predicted") if rows else None,
+        "model_flops": seen * count.model_flops,
+        "required_flops": seen * count.required_flops,
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in rows) if rows else None,
         "parameters": count.parameters,
         "non_embedding_parameters": count.non_embedding_parameters,
@@ -161,18 +171,10 @@ def show(shown: Console, summary: dict[str, Any], report: Path) -> None:
     for sample in [event for event in read_events(report.parent / "events.jsonl") if event["event"] == "sample"][-3:]:
         shown.print("\nsample", style="bold")
         shown.print(sample["prompt"], style="dim", end="", markup=False, soft_wrap=True)
-        shown.print(
-            sample["text"] if summary["objective"] != "masked" else "\n" + sample["text"], markup=False, soft_wrap=True
-        )
+        gap = "\n" if GAP in sample["prompt"] and not sample["text"].startswith("\n") else ""
+        shown.print(gap + sample["text"], markup=False, soft_wrap=True)
     shown.print()
     measures.show_heldout(shown, summary, summary["step"])
-    counted = summary["baselines"]
-    if summary["objective"] == "masked":
-        shown.print(f"  {'baseline':<15}{counted['unigram_accuracy']:.2%} (the most frequent token everywhere)")
-    else:
-        shown.print(
-            f"  {'bigram':<15}{counted['bigram_bits_per_byte']:.4f} bits per byte, counted on the same training tokens"
-        )
-        shown.print(f"  {'3-gram':<15}{counted['trigram_bits_per_byte']:.4f}")
+    measures.show_baselines(shown, summary["baselines"])
     shown.print(f"\nreport: {report}", soft_wrap=True)
     sys.stdout.flush()

@@ -57,6 +57,7 @@ def _describe(source: Mapping[str, Any]) -> str:
 def _tokenizer(manifest: Mapping[str, Any]) -> str:
     tokenizer = manifest["tokenizer"]
     if "given" in tokenizer:
-        return f"given, {manifest['vocab_size']:,} ids, SHA-256 {tokenizer['given'][:16]}"
+        lossy = "" if tokenizer.get("exact", True) else "; it changes texts: bytes are counted of the documents"
+        return f"given, {manifest['vocab_size']:,} ids, SHA-256 {tokenizer['given'][:16]}{lossy}"
     kind = f"sentencepiece {tokenizer['sentencepiece']}, {tokenizer['kind']}"
     return f"{kind}, {manifest['vocab_size']:,} ids, trained on the training split"

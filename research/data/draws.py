@@ -20,11 +20,13 @@ class Draws:
       seed: the run's seed (or the fixed one of evaluation).
       epochs: how often the pool was used up before.
       ids: window ids.
+      progress: share of the run that is done, 0 in the first update and 1 in the last; none: held-out text, 1.
     """
 
     seed: int
     epochs: Int64[np.ndarray, "batch"]
     ids: Int64[np.ndarray, "batch"]
+    progress: Float64[np.ndarray, "batch"] | None = None
 
     def uniform(self, name: str, length: int) -> Float64[np.ndarray, "batch length"]:
         """Independent uniform numbers in [0, 1), `length` a window; each `name` is a stream of its own."""
@@ -33,6 +35,11 @@ class Draws:
         key = _mix(_mix(key ^ _mix(_unsigned(self.epochs) + _GOLDEN)) + _unsigned(self.ids) * _GOLDEN)
         counter = np.arange(1, length + 1, dtype=np.uint64) * _GOLDEN
         return (_mix(key[:, None] + counter) >> np.uint64(11)) * 2.0**-53
+
+    def rows(self, places: Int64[np.ndarray, "chosen"]) -> "Draws":
+        """Those of some rows of the batch."""
+        progress = None if self.progress is None else self.progress[places]
+        return Draws(self.seed, self.epochs[places], self.ids[places], progress)
 
 
 def keyed_hash(values: UInt64[np.ndarray, "..."], seed: int) -> UInt64[np.ndarray, "..."]:

@@ -1,5 +1,6 @@
 """`batch(step)`: this host's rows of the global batch, computed and never remembered."""
 
+import dataclasses
 from collections.abc import Callable, Generator, Mapping, Sequence
 
 import grain
@@ -8,7 +9,7 @@ import numpy as np
 from research.data.draws import Draws, permute
 from research.data.shards import ShardReader
 from research.data.tokenizer import Tokenizer
-from research.data.windows import Ids, Spans, Windows, make_plan, places_of
+from research.data.windows import Ids, Plan, Spans, Windows, make_plan, partners_of, places_of
 from research.vocabulary import Vocabulary
 
 Batch = dict[str, np.ndarray]
@@ -35,6 +36,8 @@ class Loader:
         packing: str,
         num_tokens: int | None,
         corrupt: Corrupt,
+        num_steps: int = 1,
+        partners: bool = False,
         rows: Sequence[int] | np.ndarray | None = None,
     ):
         """Plans the pool.
@@ -49,6 +52,8 @@ class Loader:
           packing: `stream` or `fit`.
           num_tokens: size of the pool; none: all.
           corrupt: makes arrays [batch, ...] of windows [batch, ...].
+          num_steps: length of the run, for what changes in its course.
+          partners: give each window another one beside it.
           rows: which rows of each micro-batch this host computes; none: all.
 
         Raises:
@@ -57,6 +62,7 @@ class Loader:
         assert batch_size % accumulation == 0, (batch_size, accumulation)
         self._reader, self._vocabulary, self._corrupt = reader, vocabulary, corrupt
         self._seed, self._batch_size = seed, batch_size
+        self._num_steps, self._partners = num_steps, partners
         micro = batch_size // accumulation
         local = np.arange(micro) if rows is None else np.asarray(rows, dtype=np.int64)
         assert local.size and local.min() >= 0 and local.max() < micro, (rows, micro)
@@ -76,8 +82,12 @@ class Loader:
         for epoch in np.unique(epochs):
             now = epochs == epoch
             ids[now] = permute(indices[now], self.num_windows, (self._seed, int(epoch)))
+        progress = np.full(len(ids), min(step / max(1, self._num_steps - 1), 1.0))
+        draws = Draws(self._seed, epochs, ids, progress)
         windows = self._plan.windows(self._reader, self._vocabulary, ids, epochs)
-        arrays = self._corrupt(windows, Draws(self._seed, epochs, ids))
+        if self._partners:
+            windows = _with_partners(self._plan, self._reader, self._vocabulary, self.num_windows, windows, draws)
+        arrays = self._corrupt(windows, draws)
         return {name: array.reshape(*self._rows.shape, *array.shape[1:]) for name, array in arrays.items()}
 
     def prefetch(self, start_step: int, stop_step: int, buffer: int) -> Generator[tuple[int, Batch]]:
@@ -129,22 +139,25 @@ class Heldout:
         raw_length: int,
         packing: str,
         corrupt: Corrupt,
+        partners: bool = False,
         max_windows: int | None = None,
         rows: Sequence[int] | np.ndarray | None = None,
     ):
         """Plans the windows; arguments as those of `Loader`, `max_windows` keeps the first of them alone."""
         self._reader, self._vocabulary, self._corrupt, self._seed = reader, tokenizer.vocabulary, corrupt, seed
-        self._batch_size = batch_size
+        self._batch_size, self._partners = batch_size, partners
         self._rows = np.arange(batch_size) if rows is None else np.asarray(rows, dtype=np.int64)
         self._plan = make_plan(reader, packing, raw_length, keep_tail=True)
         self.num_windows = min(self._plan.num_windows, max_windows or self._plan.num_windows)
         self.num_batches = -(-self.num_windows // batch_size)
-        self.num_tokens = self.num_bytes = 0
+        self.num_tokens, num_bytes = 0, 0.0
         for first in range(0, self.num_windows, 4096):
             spans = self.tokens_of(np.arange(first, min(first + 4096, self.num_windows)))
-            tokens = reader.at(places_of(*spans))
-            self.num_tokens += len(tokens)
-            self.num_bytes += int(tokenizer.byte_lengths[tokens].sum())
+            places = places_of(*spans)
+            self.num_tokens += len(places)
+            exact = tokenizer.exact
+            num_bytes += tokenizer.byte_lengths[reader.at(places)].sum() if exact else reader.bytes_at(places)
+        self.num_bytes = round(num_bytes)
 
     def batch(self, index: int) -> Batch:
         """The arrays that `corrupt` makes for a batch, each [rows, ...]; rows behind the last window are all zero."""
@@ -155,9 +168,12 @@ class Heldout:
         # A host whose rows are all padding still needs the arrays' names and shapes: it makes them of window 0.
         known = ids[real] if real.any() else np.zeros(1, dtype=np.int64)
         epochs = np.zeros_like(known)
+        draws = Draws(self._seed, epochs, known)
         windows = self._plan.windows(self._reader, self._vocabulary, known, epochs)
+        if self._partners:
+            windows = _with_partners(self._plan, self._reader, self._vocabulary, self.num_windows, windows, draws)
         batch = {}
-        for name, array in self._corrupt(windows, Draws(self._seed, epochs, known)).items():
+        for name, array in self._corrupt(windows, draws).items():
             batch[name] = np.zeros((len(ids), *array.shape[1:]), dtype=array.dtype)
             if real.any():
                 batch[name][real] = array
@@ -166,3 +182,11 @@ class Heldout:
     def tokens_of(self, window_ids: Ids) -> Spans:
         """Where the windows lie in the held-out split's token stream: starts and lengths of spans."""
         return self._plan.spans(window_ids)
+
+
+def _with_partners(
+    plan: Plan, reader: ShardReader, vocabulary: Vocabulary, num_windows: int, windows: Windows, draws: Draws
+) -> Windows:
+    """The windows, each with another beside it."""
+    ids = partners_of(plan, reader, num_windows, windows.ids, draws)
+    return dataclasses.replace(windows, partners=plan.windows(reader, vocabulary, ids, windows.epochs))

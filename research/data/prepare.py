@@ -9,17 +9,19 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sentencepiece
 
+from research.data import sentencepieces
 from research.data import tokenizer as tokenizers
 from research.data.card import data_card
 from research.data.cleaning import Counts, clean
 from research.data.draws import keyed_hash
+from research.data.sentencepieces import SentencepieceTokenizer
 from research.data.shards import HashedFile, ShardReader, ShardWriter, token_dtype
 from research.data.sources import Source, open_source
 from research.data.spool import Spool
@@ -115,7 +117,7 @@ def _given_tokenizer(settings: Settings) -> Tokenizer | None:
 
 def _tokenizer_description(given: Tokenizer | None, settings: Settings) -> dict[str, Any]:
     if given:
-        return {"given": given.hash}
+        return {"given": given.hash} | ({} if given.exact else {"exact": False})
     trained = dataclasses.asdict(settings.tokenizer) | {"sentencepiece": sentencepiece.__version__}
     del trained["path"]
     return trained
@@ -221,10 +223,11 @@ def _write_entry(
 
         progress("training the tokenizer" if given is None else "using the given tokenizer")
         texts = _first_texts(spool, orders["train"], settings.tokenizer.training_bytes)
-        tokenizer = given or Tokenizer(tokenizers.train(texts, settings.tokenizer))
-        model = HashedFile(directory / "tokenizer.model")
-        model.write(tokenizer.model)
-        files["tokenizer"] = model.close()
+        tokenizer = given or SentencepieceTokenizer(sentencepieces.train(texts, settings.tokenizer))
+        for number, (name, content) in enumerate(tokenizer.files.items()):
+            part = HashedFile(directory / name)
+            part.write(content)
+            files[f"tokenizer_{number}" if number else "tokenizer"] = part.close()
         splits = {
             split: _write_split(directory, split, spool, order, tokenizer, progress) for split, order in orders.items()
         }
@@ -322,14 +325,14 @@ def open_prepared(directory: str | Path) -> Prepared:
         size = path.stat().st_size
         if size != entry["bytes"]:
             raise _damaged(directory, entry["name"], f"has {size} bytes, the manifest says {entry['bytes']}")
-        if total <= VERIFY_BYTES or entry["name"] == "tokenizer.model":
+        if total <= VERIFY_BYTES or entry in tokenizer_files(manifest):
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
                     raise _damaged(directory, entry["name"], "does not match the hash in the manifest")
-    tokenizer = tokenizers.load(directory / "tokenizer.model")
+    tokenizer = tokenizers.load(directory / manifest["files"]["tokenizer"]["name"])
     size = tokenizer.vocabulary.size
     if size != manifest["vocab_size"]:
-        raise _damaged(directory, "tokenizer.model", f"has {size} ids, the manifest says {manifest['vocab_size']}")
+        raise _damaged(directory, tokenizer.file_name, f"has {size} ids, the manifest says {manifest['vocab_size']}")
     readers = []
     for split in SPLITS:
         reader = ShardReader(directory, split, manifest["splits"][split])
@@ -362,6 +365,11 @@ def _read_manifest(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]
     if not complete:
         raise _damaged(directory, "manifest.json", "lacks keys")
     return manifest, entries
+
+
+def tokenizer_files(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The manifest's entries of the tokenizer's files: name, bytes, sha256."""
+    return [entry for key, entry in manifest["files"].items() if key.startswith("tokenizer")]
 
 
 def _damaged(directory: Path, name: str, what: str) -> UserError:

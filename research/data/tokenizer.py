@@ -1,100 +1,62 @@
-"""Sentencepiece models whose round trip is exact: `decode(encode(text)) == text` for every string."""
+"""Text to ids and back: one interface, whoever made the tokenizer and whichever engine runs it."""
 
+import abc
+import dataclasses
 import hashlib
-import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
 from research.errors import UserError
-from research.settings import TokenizerSettings
 from research.vocabulary import Vocabulary
 
-PAD, UNKNOWN, BOS, EOS, MASK = range(5)
-_SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
-_SPACE = "\u2581"  # sentencepiece's own letter for a space; where it stands in a text it is encoded as its three bytes
-_PROBE = " a  B\n\n\tc\x00 \ufb01\uff21e\u0301\u4e2d\U0001f600" + _SPACE + "<mask> "
-# Words of more than 65,535 characters abort sentencepiece's training; text without spaces can be one word.
-_TRAINING_CHARACTERS = 10_000
-# Sums of the unigram model depend on how many threads share them: a fixed number gives the same model everywhere.
-_TRAINING_THREADS = 4
+# What careless tokenizers lose: runs of spaces, controls, ligatures, accents, sentencepiece's own letter for a space.
+PROBE = " a  B\n\n\tc\x00 \ufb01\uff21e\u0301\u4e2d\U0001f600\u2581<mask> "
+JSON, CONFIG = "tokenizer.json", "tokenizer_config.json"
+# How sentencepiece models are called, ours first.
+MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+
+_SENTINEL = re.compile(r"<extra_id_(\d+)>")
 
 
-class Tokenizer:
+class Tokenizer(abc.ABC):
     """Text to ids and back.
 
     Attributes:
-      model: the bytes of the sentencepiece model.
-      hash: SHA-256 of the model, hexadecimal.
+      files: what it consists of, contents by name, the main file first; beside the others `load` reads it again.
+      vocabulary: what the rest of the program needs to know of the ids.
       byte_lengths: int64 [vocab_size], UTF-8 bytes of text that each id stands for; 0 for special ids.
     """
 
-    def __init__(self, model: bytes):
-        """Loads a model.
+    files: dict[str, bytes]
+    vocabulary: Vocabulary
+    byte_lengths: Int64[np.ndarray, "vocab"]
 
-        Raises:
-          UserError: not a sentencepiece model, or one without the special ids or the exact round trip.
+    def __init__(self, files: Mapping[str, bytes], vocabulary: Vocabulary, pieces: Sequence[str], texts: list[bytes]):
+        """Keeps what every kind has.
+
+        Args:
+          files: contents by name, the main file first.
+          vocabulary: without `word_starts`: a piece that begins with white space begins a word.
+          pieces: the name of each id.
+          texts: the bytes that each id stands for, none for special ids.
         """
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except (RuntimeError, OSError) as error:
-            raise UserError("the tokenizer is damaged: it is not a sentencepiece model; give another one") from error
-        self.model = model
-        self.hash = hashlib.sha256(model).hexdigest()
-        self._pieces: list[str] = [self._processor.id_to_piece(i) for i in range(self._processor.vocab_size())]
-        ids = tuple(self._pieces[: len(_SPECIAL)])
-        if ids != _SPECIAL or not all(self._processor.is_control(i) for i in (PAD, BOS, EOS, MASK)):
-            raise UserError(
-                f"the tokenizer begins with {', '.join(ids)}: it must have the special ids {', '.join(_SPECIAL)} in "
-                "this order, as the tokenizers that `isoflop prepare` trains"
-            )
-        self._bytes = [self._bytes_of(i) for i in range(len(self._pieces))]
-        self.byte_lengths = np.array([len(text) for text in self._bytes], dtype=np.int64)
-        if self.decode(self.encode(_PROBE)) != _PROBE:
-            raise UserError(
-                "the tokenizer does not give back every text that it encodes: train it with identity normalisation, "
-                "byte fallback, no dummy prefix and no removal of spaces, or leave tokenizer.path empty"
-            )
+        starts = tuple(bool(text[:1].isspace()) for text in texts)
+        self.files, self.vocabulary = dict(files), dataclasses.replace(vocabulary, word_starts=starts)
+        self.byte_lengths = np.array([len(text) for text in texts], dtype=np.int64)
+        self._pieces, self._bytes = list(pieces), texts
 
-    def _bytes_of(self, token: int) -> bytes:
-        if self._processor.is_control(token) or self._processor.is_unknown(token):
-            return b""
-        piece = self._pieces[token]
-        if self._processor.is_byte(token):
-            return bytes([int(piece[3:-1], 16)])
-        return piece.replace(_SPACE, " ").encode()
-
-    @cached_property
-    def vocabulary(self) -> Vocabulary:
-        """What the rest of the program needs to know of the ids; a piece that begins with white space begins a word."""
-        starts = tuple(bool(text[:1].isspace()) for text in self._bytes)
-        return Vocabulary(len(self._pieces), PAD, UNKNOWN, BOS, EOS, MASK, starts)
+    @abc.abstractmethod
+    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text, int32, with all cores."""
 
     def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:
         """The ids of a text, without `bos` and `eos`; names of special tokens in it are plain text."""
         return self.encode_many([text])[0]
-
-    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text, with all cores."""
-        plain = self._processor.encode(list(texts), num_threads=-1)
-        return [
-            self._encode_parts(text) if _SPACE in text else np.array(ids, dtype=np.int32)
-            for text, ids in zip(texts, plain, strict=True)
-        ]
-
-    def _encode_parts(self, text: str) -> np.ndarray:
-        first_byte = self._processor.piece_to_id("<0x00>")
-        ids: list[int] = []
-        for number, part in enumerate(text.split(_SPACE)):
-            if number:
-                ids += [first_byte + byte for byte in _SPACE.encode()]
-            ids += self._processor.encode(part)
-        return np.array(ids, dtype=np.int32)
 
     def decode_bytes(self, ids: Iterable[int | np.integer]) -> bytes:
         """The UTF-8 bytes that ids stand for; a character may begin in one id and end in the next."""
@@ -104,80 +66,66 @@ class Tokenizer:
         """The text of ids without the special ones; bytes that are no character become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
+    def name_of(self, token: int | np.integer) -> str:
+        """The name of an id in the tokenizer's files."""
+        return self._pieces[token]
+
     def piece(self, token: int | np.integer) -> str:
         """One id as a reader would write it: `▁the`, `<0x0A>`, `\\n`."""
         return self._pieces[token].replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
 
+    @property
+    def file_name(self) -> str:
+        """Name of the main file."""
+        return next(iter(self.files))
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of its file, or of the hashes of its files, hexadecimal."""
+        hashes = [hashlib.sha256(content).hexdigest() for content in self.files.values()]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    @cached_property
+    def exact(self) -> bool:
+        """`decode(encode(text)) == text`, tried on a text of what tokenizers tend to lose."""
+        return self.decode(self.encode(PROBE)) == PROBE
+
 
 def load(path: str | Path) -> Tokenizer:
-    """The tokenizer in a file.
+    """The tokenizer in a sentencepiece model, a `tokenizer.json` or a directory of Hugging Face.
+
+    Roles of special tokens of a `tokenizer.json` are read from the files beside it.
 
     Raises:
-      UserError: no such file, or not a model that Isoflop can use; the sentence names the file.
+      UserError: no such file, or not a tokenizer that Isoflop can use; the sentence names the file.
     """
+    from research.data import sentencepieces, tokenizer_json  # Both are made of this module's class.
+
+    path = Path(path)
+    if path.is_dir():
+        names = [name for name in (JSON, *MODELS) if (path / name).is_file()]
+        if not names:
+            raise UserError(f"tokenizer.path={path}: the folder has neither {JSON} nor {', '.join(MODELS)}")
+        path = path / names[0]
     try:
-        return Tokenizer(Path(path).read_bytes())
+        if path.suffix == ".json":
+            return tokenizer_json.open_json(path)
+        return sentencepieces.SentencepieceTokenizer(path.read_bytes())
     except OSError as error:
         raise UserError(
-            f"tokenizer.path={path}: {error.strerror}; give a sentencepiece model or leave it empty"
+            f"tokenizer.path={path}: {error.strerror}; give a sentencepiece model, a tokenizer.json or a folder of "
+            "Hugging Face that has one, or leave it empty"
         ) from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def train(texts: Iterable[str], settings: TokenizerSettings) -> bytes:
-    """Trains a sentencepiece model on texts; the same texts give the same bytes.
-
-    Line ends and indentation are ordinary characters, from which pieces such as `.\\n` and runs of spaces are learned.
-
-    Raises:
-      UserError: `tokenizer.vocab_size` is too large or too small for the texts.
-    """
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(texts),
-            model_writer=model,
-            model_type=settings.kind,
-            vocab_size=settings.vocab_size,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            byte_fallback=True,
-            max_sentence_length=2**30,
-            pad_id=PAD,
-            unk_id=UNKNOWN,
-            bos_id=BOS,
-            eos_id=EOS,
-            pad_piece=_SPECIAL[PAD],
-            unk_piece=_SPECIAL[UNKNOWN],
-            bos_piece=_SPECIAL[BOS],
-            eos_piece=_SPECIAL[EOS],
-            control_symbols=[_SPECIAL[MASK]],
-            num_threads=_TRAINING_THREADS,
-            minloglevel=4,
-        )
-    except RuntimeError as error:
-        raise _training_error(str(error), settings) from error
-    return model.getvalue()
+def first_role(*candidates: int | None) -> int:
+    """The first id that there is, or -1: roles that a tokenizer lacks fall to its other special tokens."""
+    return next((token for token in candidates if token is not None and token >= 0), -1)
 
 
-def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    for text in texts:
-        for start in range(0, len(text), _TRAINING_CHARACTERS):
-            yield text[start : start + _TRAINING_CHARACTERS]
-
-
-def _training_error(message: str, settings: TokenizerSettings) -> Exception:
-    """The sentence for what sentencepiece refused; what is not the user's mistake stays as it is."""
-    asked = f"tokenizer.vocab_size={settings.vocab_size}"
-    if largest := re.search(r"Vocabulary size too high .*<= (\d+)", message):
-        return UserError(
-            f"{asked} is more than this text can fill: the largest possible is {largest[1]}, or use more text"
-        )
-    if smallest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-        return UserError(f"{asked} does not hold the characters of this text: use at least {smallest[1]}")
-    if "sentences_.empty()" in message:
-        return UserError("the corpus has no text to train a tokenizer on: use another data.path")
-    return RuntimeError(message)
+def sentinels_of(ids: Mapping[str, int]) -> tuple[int, ...]:
+    """The special tokens `<extra_id_0>`, `<extra_id_1>`, ... of T5, by their number."""
+    numbers = {int(found[1]): token for content, token in ids.items() if (found := _SENTINEL.fullmatch(content))}
+    return tuple(numbers[i] for i in range(len(numbers)) if i in numbers)

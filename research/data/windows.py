@@ -2,17 +2,20 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import zipfile
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from research.data.draws import Draws
 from research.data.shards import ShardReader
 from research.errors import UserError
 from research.vocabulary import Vocabulary
 
 BLOCK_DOCUMENTS = 1024
+PARTNER_DRAWS = 8
 _PLAN_VERSION = 1
 
 
@@ -31,6 +34,7 @@ class Windows:
       left: the token before the window's first token in its document, `bos` where it begins one.
       ids: number of the window in its pool.
       epochs: how often the pool was used up before.
+      partners: for each window another of no common document, or itself where there is none; only where asked for.
     """
 
     tokens: Int32[np.ndarray, "batch raw"]
@@ -39,6 +43,25 @@ class Windows:
     left: Int32[np.ndarray, "batch"]
     ids: Int64[np.ndarray, "batch"]
     epochs: Int64[np.ndarray, "batch"]
+    partners: "Windows | None" = None
+
+    @property
+    def raw_length(self) -> int:
+        """Tokens a window, padding included."""
+        return self.tokens.shape[1]
+
+    def rows(self, places: Int64[np.ndarray, "chosen"]) -> "Windows":
+        """Some rows of the batch."""
+        partners = None if self.partners is None else self.partners.rows(places)
+        tokens, segment_ids, positions = self.tokens[places], self.segment_ids[places], self.positions[places]
+        own = (self.left[places], self.ids[places], self.epochs[places])
+        return Windows(tokens, segment_ids, positions, *own, partners)
+
+    def documents(self, row: int) -> list[tuple[int, int]]:
+        """Begin and end of each piece of a document in a row."""
+        segments = self.segment_ids[row]
+        edges = np.flatnonzero(np.diff(segments, prepend=0, append=0)).tolist()
+        return [(begin, end) for begin, end in itertools.pairwise(edges) if segments[begin] > 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +278,33 @@ def _cached_fit(reader: ShardReader, raw_length: int) -> FitPlan:
         finally:
             temporary.unlink(missing_ok=True)
     return plan
+
+
+def documents_of(plan: Plan, reader: ShardReader, ids: Ids) -> list[set[int]]:
+    """The numbers of the documents that each window holds a piece of."""
+    found = []
+    for number in ids:
+        starts, lengths = plan.spans(np.array([number], dtype=np.int64))
+        first = np.searchsorted(reader.document_offsets, starts, side="right") - 1
+        last = np.searchsorted(reader.document_offsets, starts + lengths - 1, side="right") - 1
+        found.append({int(d) for begin, end in zip(first, last, strict=True) for d in range(begin, end + 1)})
+    return found
+
+
+def partners_of(plan: Plan, reader: ShardReader, num_windows: int, ids: Ids, draws: Draws) -> Ids:
+    """For each window one of the first `num_windows` that shares no document with it, or itself if no draw finds one.
+
+    The numbers are a function of what the draws are keyed by: seed, epoch and window.
+    """
+    found = ids.copy()
+    candidates = (draws.uniform("partner", PARTNER_DRAWS) * num_windows).astype(np.int64)
+    own = documents_of(plan, reader, ids)
+    for row, documents in enumerate(own):
+        for candidate in candidates[row]:
+            if not documents & documents_of(plan, reader, candidate[None])[0]:
+                found[row] = candidate
+                break
+    return found
 
 
 def places_of(starts: Int64[np.ndarray, "spans"], lengths: Int64[np.ndarray, "spans"]) -> Int64[np.ndarray, "tokens"]:

@@ -1,12 +1,16 @@
 """What counting reaches on the same held-out text, from the same training tokens."""
 
 import math
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from research.data.loader import Heldout, Loader
 from research.data.prepare import Prepared
 from research.evaluate import ngrams
+
+Arrays = Mapping[str, np.ndarray]
+COUNTED_WINDOWS = 2**15
 
 
 def ngram_bits_per_byte(prepared: Prepared, loader: Loader, heldout: Heldout, num_steps: int) -> dict[str, float]:
@@ -25,11 +29,42 @@ def ngram_bits_per_byte(prepared: Prepared, loader: Loader, heldout: Heldout, nu
     }
 
 
+def counted_updates(num_steps: int, batch_size: int) -> list[int]:
+    """The updates whose targets are counted: all of a run, or evenly spaced ones of `COUNTED_WINDOWS` windows."""
+    most = min(num_steps, max(1, COUNTED_WINDOWS // batch_size))
+    return sorted(set(np.linspace(0, num_steps - 1, most).round().astype(int).tolist()))
+
+
+def unigram(training: Iterable[Arrays], heldout: Iterable[Arrays], size: int) -> dict[str, float]:
+    """What the frequencies of an objective's own targets reach on its held-out targets.
+
+    Every id counts once more than it occurred, so that none is impossible.
+
+    Args:
+      training: batches of training, with `targets` and `weights`.
+      heldout: held-out batches.
+      size: ids that can be a target.
+
+    Returns:
+      `unigram_loss`, cross entropy in nats a target, and `unigram_accuracy`, share of the most frequent target.
+    """
+    counts = np.zeros(size, np.int64)
+    for batch in training:
+        counts += np.bincount(_targets(batch), minlength=size)
+    nats = -np.log((counts + 1) / (counts.sum() + size))
+    asked = np.concatenate([_targets(batch) for batch in heldout])
+    return {"unigram_loss": float(nats[asked].mean()), "unigram_accuracy": ngrams.unigram_accuracy(counts, asked)}
+
+
+def _targets(batch: Arrays) -> np.ndarray:
+    return batch["targets"][batch["weights"] > 0]
+
+
 def unigram_accuracy(prepared: Prepared, loader: Loader, heldout: Heldout, num_steps: int) -> float:
     """Share of the held-out targets that equal the most frequent ordinary token seen in `num_steps` updates."""
     train, vocabulary = prepared.train, prepared.tokenizer.vocabulary
     seen = ngrams.covered(train.num_tokens, *loader.tokens_of(loader.windows_seen(num_steps)))
     counts = np.bincount(train.read(0, train.num_tokens)[seen], minlength=vocabulary.size)
     counts[list(vocabulary.special)] = 0
-    targets = [batch["targets"][batch["weights"] > 0] for batch in map(heldout.batch, range(heldout.num_batches))]
+    targets = [_targets(heldout.batch(index)) for index in range(heldout.num_batches)]
     return ngrams.unigram_accuracy(counts, np.concatenate(targets))

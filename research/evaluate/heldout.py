@@ -1,16 +1,15 @@
-"""Held-out loss, perplexity, bits per byte and accuracy."""
+"""Held-out loss, perplexity, bits per byte and accuracies."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from research.models import Transformer
+from research.models import Model
 from research.objectives import Objective
 from research.parallel import arrays
 
@@ -30,44 +29,49 @@ class HeldoutBatches(Protocol):
 
 
 def heldout_evaluation(
-    model: Transformer, objective: Objective, batches: HeldoutBatches, batch_size: int, mesh: Mesh
+    model: Model, objective: Objective, batches: HeldoutBatches, batch_size: int, mesh: Mesh
 ) -> Evaluate:
     """A function of the weights that gives
 
-    - `heldout_loss`: nats a target, over all held-out windows;
+    - `heldout_loss`: cross entropy in nats a target, over all held-out windows, without smoothing and other terms;
     - `heldout_perplexity`: its exponential;
-    - `heldout_bits_per_byte`: bits of all targets over bytes of text; none for masked models, which do not predict all;
-    - `heldout_accuracy`: share of targets that are the most probable token; none for causal models.
+    - `heldout_bits_per_byte`: bits of all targets over bytes of text; none where not all of the text is predicted;
+    - `heldout_accuracy`: share of targets that are the most probable token; none where every token is a target;
+    - `heldout_loss_NAME`: of each further term of the loss, and of each member of a mixture;
+    - `heldout_accuracy_NAME`: of each further question.
     """
-    masked = objective.name == "masked"
     held = arrays.local_rows(batch_size, mesh)
 
     @jax.jit
-    def sums(params: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
+    def sums(params: Any, batch: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
         rows = jax.tree.map(lambda array: array[0], dict(batch))
         outputs = model.apply(params, rows, pattern=objective.pattern)
-        found = {"loss": objective.terms(model, params, outputs, rows)["loss"].sum, "weight": jnp.sum(rows["weights"])}
-        if masked:
-            hidden, targets, weights = objective.select(outputs.hidden, rows)
-            found["correct"] = jnp.sum(weights * (model.predictions(params, hidden) == targets).astype(jnp.float32))
-        return found
+        terms = objective.terms(model, params, outputs, rows)
+        found = {f"loss_{name}": (term.sum, term.weight) for name, term in terms.items()}
+        # Without smoothing and z-loss the two are one.
+        found["loss"] = found.pop("loss_cross_entropy", found["loss_loss"])
+        hits = objective.hits(model, params, outputs, rows)
+        return found | {f"accuracy{name and '_'}{name}": of for name, of in hits.items()}
 
-    def parts(params: Any) -> Iterator[dict[str, Array]]:
+    def parts(params: Any) -> Iterator[dict[str, tuple[Array, Array]]]:
         for index in range(batches.num_batches):
             rows = {name: array[None] for name, array in batches.batch(index).items()}
             yield sums(params, arrays.to_global(rows, batch_size, held, mesh))
 
     def evaluate(params: Any) -> dict[str, float | None]:
-        totals: dict[str, float] = {}
+        totals: dict[str, np.ndarray] = {}
         for part in jax.device_get(list(parts(params))):
-            for name, value in part.items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-        loss = totals["loss"] / totals["weight"]
+            for name, pair in part.items():
+                totals[name] = totals.get(name, np.zeros(2)) + np.array(pair, dtype=np.float64)
+        means = {name: float(total / weight) if weight else None for name, (total, weight) in totals.items()}
+        loss = float(totals["loss"][0] / totals["loss"][1])
+        bits = float(totals["loss"][0]) / math.log(2) / batches.num_bytes
+        shown = {name: mean for name, mean in means.items() if name not in {"loss", "loss_loss", "loss_z", "accuracy"}}
         return {
             "heldout_loss": loss,
             "heldout_perplexity": math.exp(min(loss, 700.0)),
-            "heldout_bits_per_byte": None if masked else totals["loss"] / math.log(2) / batches.num_bytes,
-            "heldout_accuracy": totals["correct"] / totals["weight"] if masked else None,
-        }
+            "heldout_bits_per_byte": bits if objective.predicts_text else None,
+            "heldout_accuracy": means.get("accuracy"),
+        } | {f"heldout_{name}": mean for name, mean in shown.items()}
 
     return evaluate

@@ -2,6 +2,18 @@
 
 from research.generate.decode import generate
 from research.generate.fill import Candidate, fill_masks
+from research.generate.prompts import GAP, Prompt, fills_gaps, prompt_of, readable, writer
 from research.generate.sampling import Sampling
 
-__all__ = ["Candidate", "Sampling", "fill_masks", "generate"]
+__all__ = [
+    "GAP",
+    "Candidate",
+    "Prompt",
+    "Sampling",
+    "fill_masks",
+    "fills_gaps",
+    "generate",
+    "prompt_of",
+    "readable",
+    "writer",
+]

@@ -9,7 +9,7 @@ import numpy as np
 
 from research.errors import UserError
 from research.kernels import Pattern
-from research.models import Transformer
+from research.models import Model
 from research.vocabulary import Vocabulary
 
 
@@ -21,7 +21,7 @@ class Candidate(NamedTuple):
 
 
 def fill_masks(
-    model: Transformer,
+    model: Model,
     params: Mapping[str, Any],
     vocabulary: Vocabulary,
     tokens: Sequence[int],
@@ -49,6 +49,7 @@ def fill_masks(
     hidden = model.apply(params, inputs, pattern=Pattern(causal=False)).hidden[:, places]
     logits = np.array(model.unembed(params, hidden)[0])
     logits[:, list(vocabulary.special)] = -np.inf
+    logits[:, vocabulary.size :] = -np.inf
     probabilities = np.asarray(jax.nn.softmax(logits, axis=-1))
     best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :num_candidates]
     return [

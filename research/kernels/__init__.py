@@ -2,5 +2,6 @@
 
 from research.kernels.choice import Kernels, choose
 from research.kernels.patterns import Pattern
+from research.kernels.vocabulary import Losses
 
-__all__ = ["Kernels", "Pattern", "choose"]
+__all__ = ["Kernels", "Losses", "Pattern", "choose"]

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from research.kernels import attention, products, vocabulary
+from research.kernels import attention, experts, products, vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,6 +12,7 @@ class Kernels:
     attention: attention.Attention
     vocabulary_loss: vocabulary.VocabularyLoss
     product: products.Product
+    experts: experts.Experts
     names: tuple[tuple[str, str], ...]
 
 
@@ -19,15 +20,17 @@ REFERENCE = Kernels(
     attention.reference,
     vocabulary.reference,
     products.reference,
-    (("attention", "reference"), ("vocabulary_loss", "reference"), ("product", "reference")),
+    experts.reference,
+    (("attention", "reference"), ("vocabulary_loss", "reference"), ("product", "reference"), ("experts", "reference")),
 )
 
 # One CPU device: XLA's CPU backend copies and materialises where these do not.
 CPU = Kernels(
-    attention.reference,
+    attention.blocked,
     vocabulary.chunked,
     products.untransposed,
-    (("attention", "reference"), ("vocabulary_loss", "chunked"), ("product", "untransposed")),
+    experts.reference,
+    (("attention", "blocked"), ("vocabulary_loss", "chunked"), ("product", "untransposed"), ("experts", "reference")),
 )
 
 

@@ -1,16 +1,25 @@
-"""Norms, projections, position encodings and dropout: what blocks are made of."""
+"""Norms, non-linearities, dropout and the declaration of weights: what blocks are made of."""
 
+import dataclasses
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from research.parameters import Parameter
 from research.settings import ModelSettings
 
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
+
+NONLINEARITIES: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
+}
 
 
 def unconstrained(x: Array, names: tuple[str | None, ...]) -> Array:
@@ -19,11 +28,24 @@ def unconstrained(x: Array, names: tuple[str | None, ...]) -> Array:
     return x
 
 
-def initialise(parameter: Parameter, key: Array) -> Array:
-    """Normal values of the declared mean and deviation, float32."""
+def initialise(parameter: Parameter, key: Array, dtype: str = "float32") -> Array:
+    """Normal values of the declared mean and deviation."""
     if parameter.std == 0.0:
-        return jnp.full(parameter.shape, parameter.mean, jnp.float32)
-    return parameter.mean + parameter.std * jax.random.normal(key, parameter.shape, jnp.float32)
+        return jnp.full(parameter.shape, parameter.mean, dtype)
+    return (parameter.mean + parameter.std * jax.random.normal(key, parameter.shape, jnp.float32)).astype(dtype)
+
+
+def initial_weight(parameter: Parameter, key: Array, dtype: str) -> Array:
+    """A weight as a function of the run's key and its own path; each stacked layer has a key of its own.
+
+    No library names anything here, so that no version of one moves the initial values.
+    """
+    own = jax.random.fold_in(key, zlib.crc32(parameter.path.encode()))
+    if parameter.dimensions[0] != "layers":
+        return initialise(parameter, own, dtype)
+    one = dataclasses.replace(parameter, shape=parameter.shape[1:], dimensions=parameter.dimensions[1:])
+    layer_keys = jax.vmap(jax.random.fold_in, (None, 0))(own, jnp.arange(parameter.shape[0]))
+    return jax.vmap(lambda key: initialise(one, key, dtype))(layer_keys)
 
 
 def declare(module: nn.Module, parameters: Iterable[Parameter], dtype: jnp.dtype) -> dict[str, Array]:
@@ -37,30 +59,40 @@ def declare(module: nn.Module, parameters: Iterable[Parameter], dtype: jnp.dtype
 
 
 def norm_parameters(name: str, settings: ModelSettings) -> list[Parameter]:
-    """The scale of a norm over the residual stream, and the bias of a LayerNorm."""
-    width = settings.embed_dim
-    scale = Parameter(f"{name}/scale", (width,), ("embed",), "norm", 1, 1, std=0.0, mean=1.0)
+    """The scale of a norm over the residual stream, and the bias of a LayerNorm that has one."""
+    width, mean = settings.embed_dim, 0.0 if settings.norm_centred else 1.0
+    scale = Parameter(f"{name}/scale", (width,), ("embed",), "norm", 1, 1, std=0.0, mean=mean)
     bias = Parameter(f"{name}/bias", (width,), ("embed",), "bias", 1, 1, std=0.0)
-    return [scale, bias] if settings.norm == "layernorm" else [scale]
+    return [scale, bias] if settings.norm == "layernorm" and settings.norm_bias else [scale]
 
 
-def root_mean_square(x: Float[Array, "*rows width"], scale: Float[Array, " width"], epsilon: float) -> Array:
+def root_mean_square(
+    x: Float[Array, "*rows width"], scale: Float[Array, " width"], settings: ModelSettings
+) -> Float[Array, "*rows width"]:
     """RMSNorm (Zhang & Sennrich 2019) over the last dimension, in float32."""
     wide = x.astype(jnp.float32)
-    normal = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + epsilon)
-    return (normal * _last(scale, x.ndim)).astype(x.dtype)
+    normal = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + settings.norm_epsilon)
+    return (normal * _factor(scale, x.ndim, settings)).astype(x.dtype)
 
 
 def normalise(
-    x: Float[Array, "batch seq embed"], weights: Mapping[str, Array], epsilon: float
-) -> Float[Array, "batch seq embed"]:
-    """RMSNorm, or LayerNorm (Ba et al. 2016) where there is a bias; in float32."""
-    if "bias" not in weights:
-        return root_mean_square(x, weights["scale"], epsilon)
+    x: Float[Array, "*rows embed"], weights: Mapping[str, Array], settings: ModelSettings
+) -> Float[Array, "*rows embed"]:
+    """RMSNorm or LayerNorm (Ba et al. 2016), as the settings say; in float32."""
+    if settings.norm == "rmsnorm":
+        return root_mean_square(x, weights["scale"], settings)
     wide = x.astype(jnp.float32)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    normal = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + epsilon)
-    return (normal * _last(weights["scale"], x.ndim) + _last(weights["bias"], x.ndim)).astype(x.dtype)
+    normal = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + settings.norm_epsilon)
+    normal *= _factor(weights["scale"], x.ndim, settings)
+    if "bias" in weights:
+        normal += _last(weights["bias"], x.ndim)
+    return normal.astype(x.dtype)
+
+
+def _factor(scale: Array, rank: int, settings: ModelSettings) -> Array:
+    factor = _last(scale, rank)
+    return 1.0 + factor if settings.norm_centred else factor
 
 
 def _last(vector: Array, rank: int) -> Array:
@@ -77,19 +109,7 @@ class Norm(nn.Module):
     def __call__(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
         """The normalised residual stream."""
         weights = declare(self, norm_parameters("norm", self.settings), jnp.dtype(jnp.float32))
-        return normalise(x, weights, self.settings.norm_epsilon)
-
-
-def rotary(
-    x: Float[Array, "batch seq heads head_dim"], positions: Int[Array, "batch seq"], base: float
-) -> Float[Array, "batch seq heads head_dim"]:
-    """Rotary position encoding (Su et al. 2021, section 3.4.2), the two halves of a head paired, in float32."""
-    half = x.shape[-1] // 2
-    frequencies = base ** -(jnp.arange(half, dtype=jnp.float32) / half)
-    angles = (positions.astype(jnp.float32)[:, :, None] * frequencies[None, None, :])[:, :, None, :]
-    cosine, sine = jnp.cos(angles), jnp.sin(angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1).astype(x.dtype)
+        return normalise(x, weights, self.settings)
 
 
 def dropout(x: Array, rate: Float[Array, ""] | None, key: Array | None) -> Array:

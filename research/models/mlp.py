@@ -1,7 +1,6 @@
-"""The position-wise MLP: plain with GELU, or gated with SiLU (Shazeer 2020)."""
+"""The position-wise MLP: plain, or multiplied by a gate (Shazeer 2020)."""
 
 import flax.linen as nn
-import jax
 from jaxtyping import Array, Float
 
 from research.kernels import Kernels
@@ -10,10 +9,10 @@ from research.parameters import Parameter
 from research.settings import ModelSettings
 
 
-def mlp_parameters(settings: ModelSettings) -> list[Parameter]:
+def mlp_parameters(settings: ModelSettings, num_layers: int) -> list[Parameter]:
     """Projections up (and gate) and down, with biases where the settings ask for them."""
     embed, hidden = settings.embed_dim, settings.mlp_width
-    names = ("gate", "up") if settings.activation == "swiglu" else ("up",)
+    names = ("gate", "up") if settings.gated else ("up",)
     found = []
     for name in names:
         found.append(
@@ -21,7 +20,7 @@ def mlp_parameters(settings: ModelSettings) -> list[Parameter]:
         )
         if settings.use_bias:
             found.append(Parameter(f"mlp/{name}_bias", (hidden,), ("mlp",), "bias", 1, hidden, std=0.0))
-    std = (hidden * 2 * settings.num_layers) ** -0.5
+    std = (hidden * 2 * num_layers) ** -0.5
     found.append(Parameter("mlp/down", (hidden, embed), ("mlp", "embed"), "kernel", hidden, embed, std=std))
     if settings.use_bias:
         found.append(Parameter("mlp/down_bias", (embed,), ("embed",), "bias", 1, embed, std=0.0))
@@ -38,12 +37,10 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
         """What the block adds to the residual stream."""
-        weights = layers.declare(self, mlp_parameters(self.settings), x.dtype)
+        weights = layers.declare(self, mlp_parameters(self.settings, 1), x.dtype)
+        act = layers.NONLINEARITIES[self.settings.nonlinearity]
         up = self._project(x, weights, "up")
-        if self.settings.activation == "swiglu":
-            hidden = jax.nn.silu(self._project(x, weights, "gate")) * up
-        else:
-            hidden = jax.nn.gelu(up, approximate=True)
+        hidden = act(self._project(x, weights, "gate")) * up if self.settings.gated else act(up)
         hidden = self.constrain(hidden, ("batch", "sequence", "mlp"))
         return self._project(hidden, weights, "down")
 

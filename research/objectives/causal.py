@@ -1,30 +1,35 @@
 """Causal language modelling: each token from those before it in its document."""
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from research.data.draws import Draws
 from research.data.windows import Windows
 from research.kernels import Pattern
-from research.objectives.terms import Batch, Objective
-from research.vocabulary import Vocabulary
-
-BACKWARD = Pattern(causal=True)
+from research.objectives.terms import BACKWARD, Lengths, Objective
 
 
 @dataclasses.dataclass(frozen=True)
 class Causal(Objective):
     """Every token of a window is a target; its input is the token before it, or `bos` at the start of a document."""
 
-    vocabulary: Vocabulary
-    name: str = "causal"
-    pattern: Pattern = BACKWARD
+    name: ClassVar[str] = "causal"
+    predicts_text: ClassVar[bool] = True
 
-    def raw_length(self, sequence_length: int) -> int:
-        """As many raw tokens as positions."""
-        return sequence_length
+    @property
+    def pattern(self) -> Pattern:
+        """What stands before."""
+        return BACKWARD
+
+    def lengths(self, raw_length: int) -> Lengths:
+        """As many positions as raw tokens."""
+        return Lengths(raw_length)
+
+    def expected_targets(self, raw_length: int) -> float:
+        """All."""
+        return float(raw_length)
 
     def corrupt(self, windows: Windows, draws: Draws) -> dict[str, np.ndarray]:
         """The tokens themselves as targets, shifted by one as inputs; nothing is drawn."""
@@ -40,9 +45,3 @@ class Causal(Objective):
             "targets": windows.tokens,
             "weights": real.astype(np.float32),
         }
-
-    def select(
-        self, hidden: Float[Array, "batch seq embed"], batch: Batch
-    ) -> tuple[Float[Array, "chosen embed"], Int[Array, " chosen"], Float[Array, " chosen"]]:
-        """All positions."""
-        return hidden.reshape(-1, hidden.shape[-1]), batch["targets"].reshape(-1), batch["weights"].reshape(-1)

@@ -17,8 +17,9 @@ Axes = tuple[str, ...]
 BATCH: Axes = ("replica", "data", "fsdp", "expert")
 
 # Which axes shard a dimension of a weight. Every dimension that a model declares has a row.
-_DIMENSIONS = ("layers", "vocab", "embed", "positions", "heads", "kv_heads", "head_dim", "mlp")
-_REPLICATED: dict[str, Axes] = dict.fromkeys(_DIMENSIONS, ())
+_DIMENSIONS = ("layers", "vocab", "embed", "positions", "types", "heads", "kv_heads", "head_dim", "mlp", "hidden")
+_DIMENSIONS_OF_FEW = ("buckets", "router", "classes")
+_REPLICATED: dict[str, Axes] = dict.fromkeys(_DIMENSIONS + _DIMENSIONS_OF_FEW, ()) | {"experts": ("expert",)}
 _FSDP: dict[str, Axes] = {"embed": ("fsdp",)}
 _TENSOR: dict[str, Axes] = {"vocab": ("tensor",), "heads": ("tensor",), "kv_heads": ("tensor",), "mlp": ("tensor",)}
 PARAMETERS: dict[str, dict[str, Axes]] = {
@@ -46,6 +47,7 @@ _KEYS = {
     "heads": "model.num_heads",
     "kv_heads": "model.num_kv_heads",
     "mlp": "model.mlp_dim",
+    "experts": "model.num_experts",
 }
 
 

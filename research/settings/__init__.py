@@ -51,12 +51,19 @@ class Settings:
             check_value(key, self[key.name])
         self.model.check()
         self.objective.check()
+        self.objective.check_model(self.model)
         self.train.check()
         self.optimizer.check(self.train.num_steps)
         if self.data.source != "docstrings" and not self.data.path:
             raise UserError(
                 f"data.path is empty, but data.source={self.data.source} needs a file, directory or pattern"
             )
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding: the tokenizer's ids and those that the objective adds, unless the model says more."""
+        needed = self.tokenizer.vocab_size + self.objective.extra_ids
+        return needed if self.model.vocab_size is None else self.model.vocab_size
 
     def __getitem__(self, name: str) -> Any:
         """The value of a dotted key."""

@@ -25,6 +25,14 @@ class DataSettings:
         None, "pool of distinct training tokens, a prefix of the permutation; none: all", unit="tokens", minimum=1
     )
     sequence_length: int = setting(128, "length of what the model sees", unit="tokens", minimum=2)
+    raw_length: int | None = setting(
+        None,
+        "tokens of a window before corruption, to give several objectives the same windows; none: as many as the "
+        "objective turns into sequence_length",
+        unit="tokens",
+        minimum=2,
+        since=2,
+    )
     packing: str = setting(
         "stream",
         "`stream` cuts the documents laid end to end; `fit` places whole documents into windows",
@@ -37,13 +45,17 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerSettings:
-    """The sentencepiece model: trained on the training documents, or given."""
+    """The tokenizer: a sentencepiece model trained on the training documents, or any that is given."""
 
     kind: str = setting("bpe", "algorithm of sentencepiece", choices=("bpe", "unigram"))
     vocab_size: int = setting(
         4096, "number of ids, special ones and 256 bytes included", unit="tokens", minimum=300, maximum=2**20
     )
-    path: str = setting("", "an existing sentencepiece model; empty: train one", resumable=True)
+    path: str = setting(
+        "",
+        "an existing tokenizer: sentencepiece model, tokenizer.json or directory of Hugging Face; empty: train one",
+        resumable=True,
+    )
     training_bytes: int = setting(
         50_000_000, "text that the tokenizer is trained on, at most", unit="bytes", minimum=1000
     )

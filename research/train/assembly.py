@@ -8,8 +8,8 @@ from jax.sharding import Mesh
 
 from research.errors import UserError
 from research.kernels import Kernels, choose
-from research.models import Transformer, build, flops
-from research.objectives import Objective
+from research.models import Model, build, flops
+from research.objectives import Objective, accounting, raw_length
 from research.objectives import build as build_objective
 from research.parallel import arrays, mesh, rules
 from research.settings import Settings
@@ -23,7 +23,7 @@ class Assembly:
     settings: Settings
     mesh: Mesh
     kernels: Kernels
-    model: Transformer
+    model: Model
     objective: Objective
 
     @property
@@ -33,12 +33,14 @@ class Assembly:
         return self.settings.evaluate.batch_size or train.batch_size // train.accumulation
 
     @property
+    def raw_length(self) -> int:
+        """Raw tokens of a window."""
+        return raw_length(self.objective, self.settings)
+
+    @property
     def count(self) -> flops.Count:
-        """Parameters and operations a token."""
-        share = self.settings.objective.mask_rate if self.objective.name == "masked" else 1.0
-        return flops.count(
-            self.model, self.settings.data.sequence_length, causal=self.objective.pattern.causal, head_share=share
-        )
+        """Parameters, and operations a raw token."""
+        return accounting.count(self.model, self.objective, self.raw_length).per(self.raw_length)
 
     def parameter_shapes(self) -> dict[str, Any]:
         """Shapes, types and shardings of the weights."""
@@ -63,7 +65,7 @@ def assemble(settings: Settings, vocabulary: Vocabulary, num_devices: int | None
     platform = devices.devices.flat[0].platform
     kernels = choose(settings.parallel.kernels, platform, devices.size)
     model = build(settings, kernels, rules.constrainer(devices), platform)
-    assembly = Assembly(settings, devices, kernels, model, build_objective(settings.objective, vocabulary))
+    assembly = Assembly(settings, devices, kernels, model, build_objective(settings, vocabulary))
     arrays.check_rows(train.batch_size, train.accumulation, devices)
     arrays.check_rows(assembly.evaluation_batch, 1, devices, key="evaluate.batch_size")
     rules.parameter_shardings(model.parameters(), devices, settings.parallel.preset)

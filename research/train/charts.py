@@ -15,7 +15,7 @@ from research.train import curves
 Chart = dict[str, Any]
 COLUMNS_OF_HEAT = 240
 # Not worth a chart: the axes themselves, and numbers that another chart shows.
-HIDDEN = {"step", "tokens_seen", "seconds", "targets"}
+HIDDEN = {"step", "tokens_seen", "tokens_predicted", "model_flops", "seconds", "targets"}
 NORMS = {"gradient_norm": "gradient", "update_norm": "update", "parameter_norm": "parameters"}
 
 

@@ -16,7 +16,7 @@ from research.parallel import arrays
 from research.train.assembly import Assembly
 from research.train.interruption import Interruption
 from research.train.metrics import EventLog, MetricsLog, NullLog, set_aside
-from research.train.recorder import Display, Recorder, sentence
+from research.train.recorder import Display, Recorder, predicted_before, sentence
 from research.train.state import TrainState, born_sharded, state_shapes
 from research.train.step import make_step
 
@@ -91,17 +91,20 @@ def run(
             seed=settings.seed,
             batch_size=train.batch_size,
             accumulation=train.accumulation,
-            raw_length=assembly.objective.raw_length(data.sequence_length),
+            raw_length=assembly.raw_length,
             packing=data.packing,
             num_tokens=data.num_tokens,
             corrupt=assembly.objective.corrupt,
+            num_steps=train.num_steps,
+            partners=assembly.objective.partners,
             rows=held,
         )
         batches = stack.enter_context(contextlib.closing(loader.prefetch(start, train.num_steps, data.prefetch)))
         log: MetricsLog | NullLog = NullLog()
         if first_process:
             log = stack.enter_context(MetricsLog(workdir, tensorboard=train.tensorboard, start_step=start))
-        recorder = Recorder(assembly, log, display, interval=train.log_every)
+        predicted = predicted_before(workdir, start) if first_process else 0
+        recorder = Recorder(assembly, log, display, train.log_every, predicted)
 
         update: Any = jax.jit(make_step(settings, assembly.model, assembly.objective), donate_argnums=0)
         if start < train.num_steps:

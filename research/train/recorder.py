@@ -4,6 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -11,7 +12,7 @@ import jax
 from research.errors import UserError
 from research.parallel import devices
 from research.train.assembly import Assembly
-from research.train.metrics import MetricsLog, NullLog
+from research.train.metrics import METRICS, MetricsLog, NullLog, read_metrics
 
 
 @runtime_checkable
@@ -31,12 +32,16 @@ class Display(Protocol):
 class Recorder:
     """Writes the numbers of an update while the next one runs, so that the device never waits for the host."""
 
-    def __init__(self, assembly: Assembly, log: MetricsLog | NullLog, display: Display, interval: int) -> None:
-        settings, mesh = assembly.settings, assembly.mesh
-        self._log, self._display = log, display
-        self._tokens = settings.train.batch_size * settings.data.sequence_length
+    def __init__(
+        self, assembly: Assembly, log: MetricsLog | NullLog, display: Display, interval: int, predicted: int = 0
+    ) -> None:
+        """`predicted` is the number of targets of the updates before, see `predicted_before`."""
+        mesh = assembly.mesh
+        self._log, self._display, self._predicted = log, display, predicted
+        self._tokens = assembly.settings.train.batch_size * assembly.raw_length
+        self._flops = assembly.count.model_flops
         peak = devices.peak_flops(mesh.devices.flat[0])
-        self._share = None if peak is None else assembly.count.model_flops / (peak * mesh.size)
+        self._share = None if peak is None else self._flops / (peak * mesh.size)
         self._previous: tuple[int, Mapping[str, jax.Array]] | None = None
         self._began = time.perf_counter()
         self._times: deque[float] = deque([self._began], maxlen=max(2, min(interval, 50)))
@@ -65,14 +70,28 @@ class Recorder:
         speed = self._tokens * len(self._times) / (now - self._times[0])
         self._times.append(now)
         loss = float(values["loss"])
-        timing = {"tokens_seen": step * self._tokens, "tokens_per_second": round(speed, 1)}
-        self._log.write(step, {"loss": values["loss"], **values, **timing, "seconds": round(now - self._began, 3)})
+        targets = float(values["targets"])
+        self._predicted += round(targets) if math.isfinite(targets) else 0
+        seen = step * self._tokens
+        so_far = {"tokens_seen": seen, "tokens_predicted": self._predicted, "model_flops": seen * self._flops}
+        timing = {"tokens_per_second": round(speed, 1), "seconds": round(now - self._began, 3)}
+        self._log.write(step, {"loss": values["loss"], **values, **so_far, **timing})
         self._display.update(step, loss, speed, None if self._share is None else speed * self._share)
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss of update {step} is {loss}: lower optimizer.learning_rate or lengthen the warm-up; "
                 "earlier checkpoints are kept"
             )
+
+
+def predicted_before(workdir: Path, start: int) -> int:
+    """Targets of the updates up to `start`, from the rows of `metrics.jsonl`; rows of older runs do not sum them up."""
+    if start == 0 or not (workdir / METRICS).exists():
+        return 0
+    rows = [row for row in read_metrics(workdir / METRICS) if row["step"] <= start]
+    if rows and "tokens_predicted" in rows[-1]:
+        return int(rows[-1]["tokens_predicted"])
+    return round(sum(row["targets"] for row in rows))
 
 
 def sentence(event: str, fields: Mapping[str, Any]) -> str:

@@ -202,9 +202,13 @@ def tiles(run: Run) -> str:
 
 def comparison(run: Run) -> str:
     """The model beside what counting reaches, as bars, with one sentence."""
-    ours = run.heldout("heldout_accuracy" if run.masked else "heldout_bits_per_byte")
-    base = run.final.get("baseline_accuracy")
-    baselines = ({"most frequent token": base} if _is_number(base) else {}) if run.masked else run.baseline_bits()
+    base, unigram = run.final.get("baseline_accuracy"), (run.final.get("baselines") or {}).get("unigram_loss")
+    measure, baselines = "bits_per_byte", run.baseline_bits()
+    if run.masked:
+        measure, baselines = "accuracy", {"most frequent token": base} if _is_number(base) else {}
+    elif not baselines and _is_number(unigram):
+        measure, baselines = "loss", {"unigram": unigram}
+    ours = run.heldout(f"heldout_{measure}")
     if ours is None or not baselines:
         return ""
     named = [*sorted(baselines.items(), key=lambda item: item[1], reverse=not run.masked), ("this model", ours)]
@@ -220,7 +224,8 @@ def comparison(run: Run) -> str:
     else:
         nearest = [(name, ours - value) for name, value in named[-2::-1]]
         parts = [f"{abs(gap):.3f} {'below' if gap < 0 else 'above'} the {name}" for name, gap in nearest]
-        sentence = f"Held-out bits per byte, less is better: {', '.join(parts)}, counted on the same training tokens."
+        of = {"bits_per_byte": "bits per byte", "loss": "nats a target"}[measure]
+        sentence = f"Held-out {of}, less is better: {', '.join(parts)}, counted on the same training tokens."
     return section("Against counting", "baselines", f'<p class="lead">{html.escape(sentence)}</p><div>{rows}</div>')
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt32
 
-from research.models import Transformer
+from research.models import Model
 from research.optim import Hyper, optimizer
 from research.parallel import rules
 from research.settings import Settings
@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
         return self._replace(**kept)
 
 
-def initial_state(settings: Settings, model: Transformer) -> TrainState:
+def initial_state(settings: Settings, model: Model) -> TrainState:
     """The state before the first update; traceable, so that it can be born sharded."""
     seed = jnp.asarray(settings.seed, jnp.uint32)
     hyper = Hyper.of(settings)
@@ -49,14 +49,14 @@ def initial_state(settings: Settings, model: Transformer) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, moments, hyper, seed)
 
 
-def state_shapes(settings: Settings, model: Transformer, mesh: Mesh, preset: str) -> TrainState:
+def state_shapes(settings: Settings, model: Model, mesh: Mesh, preset: str) -> TrainState:
     """Shapes, types and shardings of the state; nothing is allocated."""
     shapes = jax.eval_shape(lambda: initial_state(settings, model))
     weights = rules.parameter_shardings(model.parameters(), mesh, preset)
     return rules.with_shardings(shapes, rules.state_shardings(shapes, weights, mesh))
 
 
-def born_sharded(settings: Settings, model: Transformer, shapes: TrainState) -> TrainState:
+def born_sharded(settings: Settings, model: Model, shapes: TrainState) -> TrainState:
     """The initial state, each device making its own shards only."""
     shardings = jax.tree.map(lambda shape: shape.sharding, shapes)
     return jax.jit(lambda: initial_state(settings, model), out_shardings=shardings)()

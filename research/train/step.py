@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array
 
 from research import trees
-from research.models import Transformer
+from research.models import Model, Outputs
 from research.objectives import Objective, Term
 from research.optim import learning_rate, optimizer
 from research.settings import Settings
@@ -18,7 +18,7 @@ from research.train.state import TrainState
 Step = Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, dict[str, Array]]]
 
 
-def make_step(settings: Settings, model: Transformer, objective: Objective) -> Step:
+def make_step(settings: Settings, model: Model, objective: Objective) -> Step:
     """The update for batches `[accumulation, rows, ...]`.
 
     Sums of all terms are added over the micro-batches and divided once by the weight of the whole batch, so that
@@ -27,12 +27,12 @@ def make_step(settings: Settings, model: Transformer, objective: Objective) -> S
 
     def micro(params: Any, batch: Mapping[str, Array], weights: Mapping[str, Array], key: Array, rate: Array) -> Any:
         outputs = model.apply(params, batch, pattern=objective.pattern, key=key, dropout=rate)
-        terms = objective.terms(model, params, outputs, batch)
+        terms = objective.terms(model, params, outputs, batch) | own_terms(model, outputs, weights)
         parts = {name: term.sum / jnp.maximum(weights[name], 1.0) for name, term in terms.items()}
         return total(terms, parts), (parts, outputs.aux)
 
     def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, dict[str, Array]]:
-        weights = objective.weights(batch)
+        weights = objective.weights(batch) | dict.fromkeys(model.loss_coefficients, sequences(batch))
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         gradient_of = jax.value_and_grad(micro, has_aux=True)
         count = batch["tokens"].shape[0]
@@ -70,6 +70,19 @@ def make_step(settings: Settings, model: Transformer, objective: Objective) -> S
         return state._replace(step=state.step + 1, params=params, optimizer=moments), metrics
 
     return step
+
+
+def own_terms(model: Model, outputs: Outputs, weights: Mapping[str, Array]) -> dict[str, Term]:
+    """The model's own losses, means over the sequences of the batch."""
+    return {
+        name: Term(outputs.losses[name], weights[name], coefficient)
+        for name, coefficient in model.loss_coefficients.items()
+    }
+
+
+def sequences(batch: Mapping[str, Array]) -> Array:
+    """Rows of a batch that hold a token."""
+    return jnp.sum(jnp.any(batch["segment_ids"] > 0, axis=-1).astype(jnp.float32))
 
 
 def total(terms: Mapping[str, Term], parts: Mapping[str, Array]) -> Array:

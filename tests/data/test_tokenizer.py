@@ -1,3 +1,4 @@
+import hashlib
 import io
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
+from research.data import sentencepieces
 from research.data import tokenizer as tokenizers
-from research.data.tokenizer import Tokenizer
+from research.data.sentencepieces import SentencepieceTokenizer
 from research.errors import UserError
 from research.settings import TokenizerSettings
 from tests.data.corpora import documents
@@ -17,8 +19,8 @@ TEXTS = documents(200)
 
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
-def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    return Tokenizer(tokenizers.train(TEXTS, TokenizerSettings(kind=request.param, vocab_size=320)))
+def tokenizer(request: pytest.FixtureRequest) -> SentencepieceTokenizer:
+    return SentencepieceTokenizer(sentencepieces.train(TEXTS, TokenizerSettings(kind=request.param, vocab_size=320)))
 
 
 HARD = [
@@ -47,7 +49,7 @@ HARD = [
 
 
 @pytest.mark.parametrize("text", HARD)
-def test_round_trip_of_hard_texts(tokenizer: Tokenizer, text: str) -> None:
+def test_round_trip_of_hard_texts(tokenizer: SentencepieceTokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -56,7 +58,7 @@ def test_round_trip_of_hard_texts(tokenizer: Tokenizer, text: str) -> None:
     | st.text(alphabet=" \n\t\u2581<>/sx\x00")
     | st.lists(st.sampled_from([*HARD, *TEXTS[:5]])).map("".join)
 )
-def test_round_trip_of_every_text(tokenizer: Tokenizer, text: str) -> None:
+def test_round_trip_of_every_text(tokenizer: SentencepieceTokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert ids.dtype == np.int32
     assert tokenizer.decode(ids) == text
@@ -65,20 +67,20 @@ def test_round_trip_of_every_text(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode_bytes(ids) == text.encode()
 
 
-def test_round_trip_of_every_character(tokenizer: Tokenizer) -> None:
+def test_round_trip_of_every_character(tokenizer: SentencepieceTokenizer) -> None:
     text = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
     blocks = [text[start : start + 4096] for start in range(0, len(text), 4096)]
     for block, ids in zip(blocks, tokenizer.encode_many(blocks), strict=True):
         assert tokenizer.decode(ids) == block
 
 
-def test_encode_many_is_encode_of_each(tokenizer: Tokenizer) -> None:
+def test_encode_many_is_encode_of_each(tokenizer: SentencepieceTokenizer) -> None:
     for text, ids in zip(HARD, tokenizer.encode_many(HARD), strict=True):
         np.testing.assert_array_equal(ids, tokenizer.encode(text))
     assert tokenizer.encode_many([]) == []
 
 
-def test_special_ids(tokenizer: Tokenizer) -> None:
+def test_special_ids(tokenizer: SentencepieceTokenizer) -> None:
     vocabulary = tokenizer.vocabulary
     assert vocabulary.special == (0, 1, 2, 3, 4)
     assert (vocabulary.pad, vocabulary.unknown, vocabulary.bos, vocabulary.eos, vocabulary.mask) == (0, 1, 2, 3, 4)
@@ -87,7 +89,7 @@ def test_special_ids(tokenizer: Tokenizer) -> None:
     assert [tokenizer.piece(i) for i in range(5)] == ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
 
 
-def test_word_starts_are_the_pieces_that_begin_with_white_space(tokenizer: Tokenizer) -> None:
+def test_word_starts_are_the_pieces_that_begin_with_white_space(tokenizer: SentencepieceTokenizer) -> None:
     ids = tokenizer.encode("the model reads\n\n    next")
     for token in ids:
         assert tokenizer.vocabulary.word_starts[token] == tokenizer.decode([token])[:1].isspace()
@@ -97,52 +99,86 @@ def test_word_starts_are_the_pieces_that_begin_with_white_space(tokenizer: Token
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_training_twice_gives_the_same_bytes(kind: str) -> None:
     settings = TokenizerSettings(kind=kind, vocab_size=310)
-    assert tokenizers.train(TEXTS, settings) == tokenizers.train(iter(TEXTS), settings)
+    assert sentencepieces.train(TEXTS, settings) == sentencepieces.train(iter(TEXTS), settings)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_a_vocabulary_too_large_names_the_largest_that_works(kind: str) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.vocab_size=50000 .* largest possible is (\d+)") as caught:
-        tokenizers.train(TEXTS, TokenizerSettings(kind=kind, vocab_size=50_000))
+        sentencepieces.train(TEXTS, TokenizerSettings(kind=kind, vocab_size=50_000))
     largest = int(str(caught.value).split("possible is ")[1].split(",")[0])
-    trained = Tokenizer(tokenizers.train(TEXTS, TokenizerSettings(kind=kind, vocab_size=largest)))
+    trained = SentencepieceTokenizer(sentencepieces.train(TEXTS, TokenizerSettings(kind=kind, vocab_size=largest)))
     assert trained.vocabulary.size == largest
 
 
 def test_a_vocabulary_too_small_for_the_characters_names_the_smallest() -> None:
     text = "".join(chr(0x4E00 + code) for code in range(600))
     with pytest.raises(UserError, match=r"tokenizer\.vocab_size=300 .* at least 8\d\d"):
-        tokenizers.train([text], TokenizerSettings(vocab_size=300))
+        sentencepieces.train([text], TokenizerSettings(vocab_size=300))
 
 
 def test_words_of_any_length_are_trained_on() -> None:
-    model = tokenizers.train([*TEXTS, "\u4e2d\u6587" * 100_000], TokenizerSettings(vocab_size=320))
-    assert Tokenizer(model).vocabulary.size == 320
+    model = sentencepieces.train([*TEXTS, "\u4e2d\u6587" * 100_000], TokenizerSettings(vocab_size=320))
+    assert SentencepieceTokenizer(model).vocabulary.size == 320
 
 
 def test_lines_and_indentation_become_pieces() -> None:
     text = "def f():\n    return 1.\n\n    more text.\n\n"
-    tokenizer = Tokenizer(tokenizers.train([f"{i} {text}" for i in range(50)], TokenizerSettings(vocab_size=300)))
+    tokenizer = SentencepieceTokenizer(
+        sentencepieces.train([f"{i} {text}" for i in range(50)], TokenizerSettings(vocab_size=300))
+    )
     assert any("\\n" in tokenizer.piece(i) for i in range(300))
     assert any(tokenizer.piece(i).startswith("\u2581\u2581") for i in range(300))
 
 
 def test_files_that_are_no_usable_tokenizer(tmp_path: Path) -> None:
-    missing, text, foreign = tmp_path / "none.model", tmp_path / "text.model", tmp_path / "foreign.model"
+    missing, text, endless = tmp_path / "none.model", tmp_path / "text.model", tmp_path / "endless.model"
     text.write_text("not a model")
-    foreign.write_bytes(foreign_model())
-    for path, message in [(missing, "No such file"), (text, "not a sentencepiece model"), (foreign, "special ids")]:
+    endless.write_bytes(foreign_model(eos_id=-1))
+    for path, message in [(missing, "No such file"), (text, "not a sentencepiece model"), (endless, "ends a text")]:
         with pytest.raises(UserError, match=message) as caught:
             tokenizers.load(path)
         assert str(path) in str(caught.value)
 
 
-def foreign_model() -> bytes:
+def foreign_model(**options: object) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS), model_writer=model, vocab_size=50, minloglevel=4
+        sentence_iterator=iter(TEXTS), model_writer=model, vocab_size=50, minloglevel=4, **options
     )
     return model.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("options", "roles"),
+    [
+        ({}, {"pad": 2, "unknown": 0, "bos": 1, "eos": 2, "mask": -1, "begins": True}),  # as Llama
+        (
+            {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},  # as T5
+            {"pad": 0, "unknown": 2, "bos": 0, "eos": 1, "mask": -1, "begins": False},
+        ),
+        (
+            {"control_symbols": ["[CLS]", "[SEP]", "[MASK]"], "bos_id": -1, "eos_id": -1, "pad_id": 0, "unk_id": 1},
+            {"pad": 0, "unknown": 1, "bos": 2, "eos": 3, "mask": 4, "begins": True},  # as ALBERT
+        ),
+    ],
+)
+def test_models_of_others_have_roles_of_their_own(options: dict[str, object], roles: dict[str, int | bool]) -> None:
+    tokenizer = SentencepieceTokenizer(foreign_model(**options))
+    assert {name: getattr(tokenizer.vocabulary, name) for name in roles} == roles
+    assert set(tokenizer.vocabulary.special) == {i for name, i in roles.items() if name != "begins" and i >= 0}
+    assert tokenizer.decode([tokenizer.vocabulary.bos, *tokenizer.encode("the model"), 2]) == "the model"
+    assert tokenizer.decode_bytes(tokenizer.encode("the model")) == b" the model"
+    assert not tokenizer.exact
+    controls = set(tokenizer.vocabulary.special) - {tokenizer.vocabulary.unknown}
+    assert controls.isdisjoint(tokenizer.encode("<s></s>[CLS][SEP][MASK]<pad>").tolist())
+
+
+def test_hash_and_file_are_those_of_the_model(tokenizer: SentencepieceTokenizer, tmp_path: Path) -> None:
+    assert tokenizer.hash == hashlib.sha256(tokenizer.model).hexdigest()
+    assert tokenizer.files == {"tokenizer.model": tokenizer.model} and tokenizer.exact
+    (tmp_path / tokenizer.file_name).write_bytes(tokenizer.model)
+    assert tokenizers.load(tmp_path).hash == tokenizer.hash
 
 
 def test_a_tokenizer_that_changes_text_is_refused() -> None:
@@ -160,4 +196,4 @@ def test_a_tokenizer_that_changes_text_is_refused() -> None:
         minloglevel=4,
     )
     with pytest.raises(UserError, match="does not give back every text"):
-        Tokenizer(model.getvalue())
+        SentencepieceTokenizer(model.getvalue())

@@ -12,7 +12,7 @@ import pytest
 from research.kernels import Pattern, attention
 from tests.small import assert_close
 
-KERNELS = {"reference": attention.reference}
+KERNELS = attention.BACKENDS
 CAUSAL, BIDIRECTIONAL, NARROW = Pattern(causal=True), Pattern(causal=False), Pattern(causal=True, window=1)
 ONE, THREE, SHORT, LATE = [1] * 6, [1, 1, 2, 2, 2, 3], [1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1]
 
@@ -64,11 +64,13 @@ def segments(ids: list[int]) -> jax.Array:
 
 
 @functools.cache
-def compiled(kernel: str, pattern: Pattern) -> Any:
+def compiled(kernel: str, pattern: Pattern, known: bool) -> Any:
+    """`known`: the first query's place is known when compiling, which lets a kernel leave out what is hidden."""
+
     def run(q: Any, k: Any, v: Any, queries: Any, keys: Any, offset: Any) -> Any:
         return KERNELS[kernel](q, k, v, pattern=pattern, query_segments=queries, key_segments=keys, query_offset=offset)
 
-    return jax.jit(run)
+    return jax.jit(run, static_argnums=5) if known else jax.jit(run)
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -135,4 +137,29 @@ class TestEveryKernel:
 
     @staticmethod
     def run(kernel: str, q: Any, k: Any, v: Any, pattern: Pattern, queries: Any, keys: Any, offset: int = 0) -> Any:
-        return compiled(kernel, pattern)(q, k, v, segments(queries), segments(keys), jnp.asarray(offset, jnp.int32))
+        place = jnp.asarray(offset, jnp.int32) if offset else 0
+        return compiled(kernel, pattern, not offset)(q, k, v, segments(queries), segments(keys), place)
+
+    def test_what_bends_the_logits_is_the_formula(self, kernel: str) -> None:
+        """Scale, then cap, then bias, and a prefix that is seen from before."""
+        query, key, value = arrays(6, 6, groups=2)
+        bias = np.random.default_rng(2).normal(size=(4, 6, 6)).astype(np.float32)
+        flags = np.array([[1, 1, 0, 1, 0, 0]] * 2, np.int32)
+        pattern, ids = Pattern(causal=True, prefix=True), segments(THREE)
+        out, _ = KERNELS[kernel](
+            *map(jnp.asarray, (query, key, value)),
+            pattern=pattern,
+            query_segments=ids,
+            key_segments=ids,
+            key_prefix=jnp.asarray(flags),
+            bias=jnp.asarray(bias),
+            scale=0.7,
+            softcap=2.0,
+        )
+        seen = shown(["xx....", "xx....", "..xx..", "..xx..", "..xxx.", ".....x"])
+        np.testing.assert_array_equal(pattern.visible(ids, ids, 0, jnp.asarray(flags))[0], seen)
+        key, value = (np.repeat(array, 2, axis=2) for array in (key, value))
+        logits = 2.0 * np.tanh(0.7 * np.einsum("bqhd,bkhd->bhqk", query, key, dtype=np.float64) / 2.0) + bias
+        weights = np.exp(np.where(seen, logits, -np.inf))
+        expected = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(axis=-1, keepdims=True), value)
+        assert_close(out, expected)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from research.kernels import attention, choice, choose, products, vocabulary
+from research.kernels import attention, choice, choose, experts, products, vocabulary
 from tests.small import assert_close
 
 KERNELS = {"reference": products.reference, "untransposed": products.untransposed}
@@ -75,7 +75,7 @@ def test_kernels_are_chosen_by_name_platform_and_devices(name: str, platform: st
 
 @pytest.mark.parametrize("kernels", [choice.CPU, choice.REFERENCE])
 def test_the_names_that_are_recorded_are_those_of_the_kernels(kernels: choice.Kernels) -> None:
-    rooms = {"attention": attention, "vocabulary_loss": vocabulary, "product": products}
+    rooms = {"attention": attention, "vocabulary_loss": vocabulary, "product": products, "experts": experts}
     assert {name: getattr(rooms[name], own) for name, own in kernels.names} == {
         name: getattr(kernels, name) for name in rooms
     }

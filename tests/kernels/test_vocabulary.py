@@ -12,7 +12,15 @@ from jax.extend.core import jaxprs_in_params
 from research.kernels import vocabulary
 from tests.small import assert_close
 
-KERNELS = {"reference": vocabulary.reference, "chunked": vocabulary.chunked}
+HEADS = {"reference": vocabulary.reference, "chunked": vocabulary.chunked}
+
+
+def plain(head: Any) -> Any:
+    """The loss of a head without a bias, as it is most often."""
+    return lambda hidden, table, targets, weights: head(hidden, table, None, targets, weights).total
+
+
+KERNELS = {name: plain(head) for name, head in HEADS.items()}
 GRADIENTS = {name: jax.jit(jax.value_and_grad(kernel, argnums=(0, 1))) for name, kernel in KERNELS.items()}
 EMBED, VOCAB = 6, 11
 
@@ -93,6 +101,43 @@ def test_bfloat16_inputs_give_a_float32_loss_and_bfloat16_gradients(kernel: str)
     for gradient, exact in zip(gradients, expected_gradients, strict=True):
         assert gradient.dtype == jnp.bfloat16
         np.testing.assert_allclose(np.asarray(gradient, np.float64), exact, rtol=0, atol=2**-6 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("kernel", HEADS)
+@pytest.mark.parametrize(
+    "form",
+    [vocabulary.Form(*numbers) for numbers in ((3.0, 0.0, 0.0), (None, 0.1, 0.0), (None, 0.0, 0.01), (2.0, 0.2, 0.05))],
+    ids=["softcap", "smoothing", "z-loss", "all"],
+)
+def test_bias_softcap_smoothing_and_z_loss_are_their_formulas(kernel: str, form: vocabulary.Form) -> None:
+    hidden, table, targets, weights = example(37)
+    bias = jnp.asarray(np.linspace(-1, 1, VOCAB), jnp.float32)
+
+    def formula(hidden: Any, table: Any, bias: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        logits = hidden @ table.T + bias[None, :]
+        logits = logits if form.softcap is None else form.softcap * jnp.tanh(logits / form.softcap)
+        probabilities = jax.nn.log_softmax(logits, axis=-1)
+        wanted = (1.0 - form.smoothing) * jax.nn.one_hot(targets, VOCAB) + form.smoothing / VOCAB
+        z = jnp.sum(weights * jnp.log(jnp.sum(jnp.exp(logits), axis=-1)) ** 2)
+        plain = -jnp.sum(weights * probabilities[jnp.arange(37), targets])
+        return -jnp.sum(weights[:, None] * wanted * probabilities) + form.z_loss * z, (plain, z)
+
+    def loss(hidden: Any, table: Any, bias: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        found = HEADS[kernel](hidden, table, bias, targets, weights, form)
+        return found.total, (found.cross_entropy, found.z)
+
+    results = [
+        jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True))(hidden, table, bias) for f in (loss, formula)
+    ]
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("kernel", HEADS)
+def test_what_is_only_reported_is_not_differentiated(kernel: str) -> None:
+    hidden, table, targets, weights = example(16)
+    for name in ("cross_entropy", "z"):
+        gradient = jax.grad(lambda h, name=name: getattr(HEADS[kernel](h, table, None, targets, weights), name))(hidden)
+        assert not np.asarray(gradient).any()
 
 
 def sizes(jaxpr: Any) -> Iterator[int]:

@@ -7,36 +7,39 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.models import layers
+from research.models import layers, positions
+from research.settings import ModelSettings
 from tests.small import assert_close
 
 X = np.random.default_rng(0).normal(2.0, 3.0, (2, 3, 8)).astype(np.float32)
 SCALE, BIAS = np.linspace(0.5, 2, 8).astype(np.float32), np.linspace(-1, 1, 8).astype(np.float32)
+RMS, CENTRED = ModelSettings(norm="rmsnorm"), ModelSettings(norm="layernorm")
 
 
 def test_rmsnorm_divides_by_the_root_of_the_mean_square() -> None:
-    found = layers.normalise(jnp.asarray(X), {"scale": jnp.asarray(SCALE)}, 1e-6)
+    found = layers.normalise(jnp.asarray(X), {"scale": jnp.asarray(SCALE)}, RMS)
     assert_close(found, X / np.sqrt((X.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-6) * SCALE)
 
 
 def test_layernorm_centres_scales_and_shifts() -> None:
-    found = layers.normalise(jnp.asarray(X), {"scale": jnp.asarray(SCALE), "bias": jnp.asarray(BIAS)}, 1e-6)
+    found = layers.normalise(jnp.asarray(X), {"scale": jnp.asarray(SCALE), "bias": jnp.asarray(BIAS)}, CENTRED)
     wide = X.astype(np.float64)
     normal = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
     assert_close(found, normal * SCALE + BIAS)
 
 
-@pytest.mark.parametrize("weights", [{"scale": SCALE}, {"scale": SCALE, "bias": BIAS}])
-def test_norms_compute_in_float32(weights: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("weights", "of"), [({"scale": SCALE}, RMS), ({"scale": SCALE, "bias": BIAS}, CENTRED)])
+def test_norms_compute_in_float32(weights: dict[str, Any], of: ModelSettings) -> None:
     weights = {name: jnp.asarray(value) for name, value in weights.items()}
     half = jnp.asarray(X, jnp.bfloat16)
-    exact = layers.normalise(half.astype(jnp.float32), weights, 1e-6).astype(jnp.bfloat16)
-    found = layers.normalise(half, weights, 1e-6)
+    exact = layers.normalise(half.astype(jnp.float32), weights, of).astype(jnp.bfloat16)
+    found = layers.normalise(half, weights, of)
     assert found.dtype == jnp.bfloat16 and (found == exact).all()
 
 
-def rotated(x: np.ndarray, positions: list[int], base: float = 100.0) -> np.ndarray:
-    found = layers.rotary(jnp.asarray(x)[None, :, None, :], jnp.asarray([positions], jnp.int32), base)
+def rotated(x: np.ndarray, places: list[int], base: float = 100.0) -> np.ndarray:
+    frequencies, factor = positions.rotary_frequencies(ModelSettings(head_dim=8, rotary_base=base), local=False)
+    found = positions.rotary(jnp.asarray(x)[None, :, None, :], jnp.asarray([places], jnp.int32), frequencies, factor)
     return np.asarray(found, np.float64)[0, :, 0]
 
 

@@ -12,8 +12,9 @@ import pytest
 from research import trees
 from research.kernels import Pattern
 from research.kernels.choice import REFERENCE
-from research.models import Transformer
-from research.models.transformer import Block
+from research.models import Model
+from research.models.attention import Places
+from research.models.stack import Block
 from tests import small
 from tests.small import LENGTH, VARIANTS, assert_same_bits
 
@@ -27,23 +28,22 @@ def test_declared_weights_are_those_that_init_and_the_block_make(variant: str) -
     assert {leaf.dtype for leaf in shapes.values()} == {jnp.dtype(jnp.float32)}
     assert all(parameter.path == path for path, parameter in made.parameters().items())
 
-    block = Block(made.settings, made.kernels, made.constrain)
+    block = Block(made.settings, made.kernels, made.constrain, local=False, cross=False)
     batch, x = small.inputs(np.zeros((1, LENGTH))), jnp.zeros((1, LENGTH, made.settings.embed_dim))
+    places, layer = Places(batch["segment_ids"], batch["positions"]), jnp.zeros((), jnp.int32)
     own = jax.eval_shape(
-        lambda: block.init(
-            jax.random.key(0), x, batch["segment_ids"], batch["positions"], Pattern(causal=True), None, None
-        )
+        lambda: block.init(jax.random.key(0), x, layer, places, Pattern(causal=True), None, None, None)
     )
     of_layers = {path: shape[1:] for path, shape in declared.items() if path.startswith("layers/")}
     assert {f"layers/{path}": leaf.shape for path, leaf in trees.flatten(own["params"]).items()} == of_layers
 
 
-def init(made: Transformer, seed: int) -> dict[str, np.ndarray]:
+def init(made: Model, seed: int) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in trees.flatten(initialised(made)(jax.random.key(seed))).items()}
 
 
 @functools.cache
-def initialised(made: Transformer) -> Any:
+def initialised(made: Model) -> Any:
     return small.jit(made.init)
 
 

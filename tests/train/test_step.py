@@ -171,7 +171,7 @@ def test_a_loss_that_is_no_number_is_shown_and_ends_the_run() -> None:
     assert np.isnan(metrics["loss"]) and np.isnan(metrics["gradient_norm"])
     screen = Screen()
     recorder = Recorder(assembly, NullLog(), screen, interval=10)
-    recorder.keep(1, {"loss": jnp.asarray(2.5)})
+    recorder.keep(1, {"loss": jnp.asarray(2.5), "targets": jnp.asarray(3.0)})
     recorder.write_previous()
     recorder.write_previous()  # each update is written once
     assert screen.losses == [2.5]

@@ -1,0 +1,1 @@
+"""Models of others and for others: Hugging Face directories and GGUF files, both ways."""
