@@ -32,6 +32,8 @@ def other(key: Key) -> Any:
         "model.head_dim": 64,
         "model.architecture": "mlp",
         "model.rotary_factor": 2.0,
+        "model.num_experts": 8,
+        "model.norm_position": "both",
         "model.attention_period": "gg",
         "objective.mask_token_rate": 0.5,
         "train.accumulation": 2,
@@ -172,6 +174,7 @@ def test_every_key_can_be_typed(key: Key) -> None:
 def _with_path(recipe: Any) -> Any:
     if recipe.data.source != "docstrings":
         recipe.data.path = "there"
+    recipe.model.pooler = recipe.model.pooler or recipe.model.pair_head
     return recipe
 
 

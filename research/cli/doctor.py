@@ -15,13 +15,14 @@ examples:
 import argparse
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from research.cli.arguments import Result, add_config, console, keys_table, settings
 from research.cli.execution import compilation_cache
 from research.cli.progress import Progress
 from research.doctor import NAMES, Finding, Report, examine
-from research.doctor.findings import FAILS, HOLDS
+from research.doctor.findings import DOES_NOT_APPLY, FAILS, HOLDS
 
 STYLES = {HOLDS: "green", FAILS: "bold red"}
 
@@ -60,17 +61,24 @@ def show(shown: Console, report: Report) -> None:
         changes = ", ".join(f"{key} {was} -> {now}" for key, (was, now) in report.reduced.items())
         shown.print(f"made smaller for this device: {changes}", style="yellow")
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for name in ("law", "on", "measured"):
-        table.add_column(name, overflow="fold")
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("at most", justify="right", no_wrap=True)
+    table.add_column("law", no_wrap=True)
+    table.add_column("measured", overflow="fold")
+    for name in ("value", "at most"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     last = None
     for finding in report.findings:
-        name = finding.law if finding.law != last else ""
-        table.add_row(name, finding.variant, finding.quantity, *_numbers(finding), _verdict(finding))
-        last = finding.law
+        if finding.law != last:
+            table.add_row(f"[bold]{finding.law}[/bold]")
+            last = finding.law
+        verdict, quantity = finding.verdict, escape(finding.quantity)
+        if verdict == DOES_NOT_APPLY:
+            verdict, quantity = "-", f"[dim]{DOES_NOT_APPLY}: {quantity}[/dim]"
+        style = STYLES.get(verdict, "dim")
+        row = (f"  {escape(finding.variant)}", quantity, *_numbers(finding), f"[{style}]{verdict}[/{style}]")
+        table.add_row(*row)
     shown.print(table)
+    shown.print("values: relative to the largest of their kind, or counts where none is allowed", style="dim")
     failed = {finding.law: None for finding in report.findings if finding.verdict == FAILS}
     if failed:
         shown.print(f"\nfails: {', '.join(failed)}", style=STYLES[FAILS])
@@ -82,9 +90,4 @@ def show(shown: Console, report: Report) -> None:
 def _numbers(finding: Finding) -> tuple[str, str]:
     if finding.measured is None:
         return "", ""
-    return f"{finding.measured:.2g}", "" if finding.tolerance is None else f"{finding.tolerance:.0e}"
-
-
-def _verdict(finding: Finding) -> str:
-    style = STYLES.get(finding.verdict, "dim")
-    return f"[{style}]{finding.verdict}[/{style}]"
+    return f"{finding.measured:.2g}", f"{finding.tolerance:.0e}" if finding.tolerance else "0"

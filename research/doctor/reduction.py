@@ -98,7 +98,7 @@ def reduced(settings: Settings, allowed: Budget, shards: int = 1) -> Settings:
 
 def prepared(settings: Settings, devices: int) -> Settings:
     """The settings with a batch of a few rows that divides over the devices, and a pool without a limit."""
-    rows = max(ROWS, 2 * devices)
+    rows = max(ROWS, devices if devices % 2 == 0 else 2 * devices)
     changes = {
         "train.batch_size": rows,
         "train.accumulation": 1,

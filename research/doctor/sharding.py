@@ -1,6 +1,7 @@
 """An update over several devices is the update of one; run as a module, on devices that this machine makes up."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,7 +21,14 @@ from research.parallel.mesh import PRESET_AXES
 from research.settings import AXES, Settings
 
 SHARDED = "sharded = single"
-MADE_UP_DEVICES = 4
+MADE_UP_DEVICES, MOST_MADE_UP = 4, 16
+
+
+def made_up_devices(settings: Settings) -> int:
+    """How many devices one is made up to be: 4, or as many as the configured mesh needs, up to 16."""
+    sizes = [getattr(settings.parallel.mesh, axis) for axis in AXES]
+    asked = math.prod(size for size in sizes if size is not None and size > 0)
+    return asked if MADE_UP_DEVICES % asked and asked <= MOST_MADE_UP else MADE_UP_DEVICES
 
 
 def layouts(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -53,7 +61,8 @@ class Elsewhere:
 
     def __init__(self, settings: Settings):
         """Starts the process."""
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={MADE_UP_DEVICES}"
+        count = made_up_devices(settings)
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
         paths = [str(Path(research.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
         environment |= {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
@@ -100,7 +109,7 @@ def main() -> None:
     subject = Subject(settings)
     try:
         with jax.default_matmul_precision("highest"):
-            found = [finding.__dict__ for finding in sharded(subject, MADE_UP_DEVICES, "made-up CPUs")]
+            found = [finding.__dict__ for finding in sharded(subject, jax.device_count(), "made-up CPUs")]
     finally:
         subject.close()
     print(json.dumps(found), flush=True)

@@ -11,6 +11,7 @@ from research.doctor import execution, reduction, sharding, targets, visibility
 from research.doctor.findings import Finding, Report
 from research.doctor.sharding import Elsewhere
 from research.doctor.subject import Subject
+from research.parallel.mesh import axis_sizes
 from research.settings import Settings
 
 
@@ -91,11 +92,17 @@ def examine(settings: Settings, only: Collection[str] = (), stage: Callable[[str
 
 
 def examined(settings: Settings, devices: list[jax.Device]) -> Settings:
-    """The settings that are examined: few rows, a model that fits."""
-    settings = reduction.prepared(settings, len(devices))
+    """The settings that are examined: few rows, a model that fits.
+
+    Raises:
+      UserError: the configured mesh is not one of these devices, where there are several.
+    """
+    if len(devices) > 1:
+        axis_sizes(settings.parallel, len(devices))
+    shards = len(devices) if len(devices) > 1 else sharding.made_up_devices(settings)
+    settings = reduction.prepared(settings, shards)
     if settings.model.num_experts and settings.model.compute_dtype != "float32":
         settings = reduction.changed(settings, {"model.compute_dtype": "float32"})
-    shards = len(devices) if len(devices) > 1 else sharding.MADE_UP_DEVICES
     return reduction.reduced(settings, reduction.budget(devices[0]), shards)
 
 

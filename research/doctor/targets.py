@@ -49,28 +49,25 @@ def special(subject: Subject) -> Iterator[Finding]:
     rows = _rows(subject)
     batch, vocabulary = rows.batch, rows.vocabulary
     asked = batch["weights"] > 0
-    counted = f"in {len(rows.raw)} windows with special tokens in the text"
 
     def wrong(variant: str, quantity: str, places: np.ndarray) -> Finding:
-        return measured(SPECIAL, variant, f"{quantity}, {counted}", float(np.count_nonzero(places)), 0.0)
+        return measured(SPECIAL, variant, quantity, float(np.count_nonzero(places)), 0.0)
 
     if not asked.any():
         yield powerless(SPECIAL, "targets", "nothing is a target")
         return
-    yield wrong("padding", "targets in padding", asked & (batch["segment_ids"] == 0))
+    yield wrong("padding", "targets", asked & (batch["segment_ids"] == 0))
     never = synthetic.special_of(synthetic.without_extras(vocabulary))
     masked = rows.of(MASKED)[:, None]
     if masked.any():
-        yield wrong("chosen", "special tokens chosen as targets", asked & masked & np.isin(batch["targets"], never))
+        yield wrong("chosen", "special tokens", asked & masked & np.isin(batch["targets"], never))
         drawn = masked & asked & np.isin(batch["tokens"], never) & (batch["tokens"] != vocabulary.mask)
-        yield wrong("shown", "special tokens drawn in the place of targets", drawn)
-        yield wrong(
-            "kept", "tokens changed that are no targets", masked & ~asked & (batch["tokens"] != batch["targets"])
-        )
+        yield wrong("shown", "special tokens", drawn)
+        yield wrong("kept", "changed tokens", masked & ~asked & (batch["tokens"] != batch["targets"]))
     spans = rows.of(("span_corruption",))[:, None]
     if spans.any():
         taken = np.setdiff1d(never, [vocabulary.eos])
-        yield wrong("taken out", "special tokens taken out", asked & spans & np.isin(batch["targets"], taken))
+        yield wrong("taken out", "special tokens", asked & spans & np.isin(batch["targets"], taken))
     yield from _extras(rows)
 
 
@@ -119,7 +116,7 @@ def _extras(rows: Rows) -> Iterator[Finding]:
                 for key in ("tokens", "targets", "encoder_tokens")
                 if key in batch
             )
-            yield measured(SPECIAL, name, f"{name} in rows of other objectives", float(found), 0.0)
+            yield measured(SPECIAL, name, "in other objectives", float(found), 0.0)
     if not rows.of(("span_corruption",)).any():
         return
     unmatched = total = 0
@@ -132,7 +129,7 @@ def _extras(rows: Rows) -> Iterator[Finding]:
     if not total:
         yield powerless(SPECIAL, "sentinels", "no span was taken out")
     else:
-        yield measured(SPECIAL, "sentinels", "documents whose sentinels are not asked in order", float(unmatched), 0.0)
+        yield measured(SPECIAL, "sentinels", "not asked in order", float(unmatched), 0.0)
 
 
 def _sides(batch: Mapping[str, np.ndarray], row: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -163,13 +160,13 @@ def loss(subject: Subject) -> Iterator[Finding]:
         yield powerless(LOSS, "gradient", "the loss depends on no hidden state")
         return
     outside = float(norms[~asked].max(initial=0.0)) / most
-    yield measured(LOSS, "weight 0", "gradient at hidden states, over the largest", outside, HIDDEN)
+    yield measured(LOSS, "weight 0", "gradient", outside, HIDDEN)
     missed = float(np.count_nonzero(norms[asked] <= HIDDEN * most))
-    yield measured(LOSS, "weight 1", "targets without a gradient", missed, 0.0)
+    yield measured(LOSS, "weight 1", "without a gradient", missed, 0.0)
     value = float(abs(summed - direct) / abs(direct))
-    yield measured(LOSS, "value", "difference from the logits' cross entropy", value, subject.tolerance)
+    yield measured(LOSS, "value", "against the logits", value, subject.tolerance)
     value = float(abs(weight - batch["weights"].sum()))
-    yield measured(LOSS, "divisor", "difference from the number of targets", value, 0.0)
+    yield measured(LOSS, "divisor", "against the targets", value, 0.0)
     yield _own_text(subject)
 
 
@@ -208,4 +205,4 @@ def _own_text(subject: Subject) -> Finding:
             held += Counter(windows.partners.tokens[row].tolist())
         asked = batch["targets"][row][batch["weights"][row] > 0]
         foreign += (Counter(asked[np.isin(asked, text)].tolist()) - held).total()
-    return measured(LOSS, "targets", "targets that are no tokens of their window", float(foreign), 0.0)
+    return measured(LOSS, "targets", "of other windows", float(foreign), 0.0)

@@ -122,7 +122,7 @@ def future(subject: Subject) -> Iterator[Finding]:
             yield powerless(FUTURE, name, "no hidden state depends on any embedding")
             continue
         leak = largest([norms[hidden]]) / most
-        yield measured(FUTURE, name, "gradient at later places, over the largest", leak, HIDDEN)
+        yield measured(FUTURE, name, "gradient at later ones", leak, HIDDEN)
 
 
 def packing(subject: Subject) -> Iterator[Finding]:
@@ -147,13 +147,13 @@ def packing(subject: Subject) -> Iterator[Finding]:
             yield powerless(PACKING, name, "a document's hidden states do not depend on its own embeddings")
             continue
         leak = largest(leaks) / size
-        yield measured(PACKING, f"{name}, forward", "change from other documents, over the largest", leak, HIDDEN)
+        yield measured(PACKING, f"{name}, forward", "change by others", leak, HIDDEN)
         first = 1 + len(made.cuts)
         pulls = []
         for number, norms in zip(made.documents, base.norms[first:], strict=True):
             pulls.append(norms[made.flat(made.segments != number, None if read is None else read != number)])
         leak = largest(pulls) / max(largest([base.norms]), 1e-30)
-        yield measured(PACKING, f"{name}, backward", "gradient at other documents, over the largest", leak, HIDDEN)
+        yield measured(PACKING, f"{name}, backward", "gradient at others", leak, HIDDEN)
 
 
 def agreement(subject: Subject) -> Iterator[Finding]:
@@ -169,13 +169,9 @@ def agreement(subject: Subject) -> Iterator[Finding]:
         if name == "reference":
             continue
         worst = difference(traces.hidden[real], expected.hidden[real])
-        yield measured(
-            BACKENDS, f"{name}, hidden states", "largest difference from the reference", worst, subject.tolerance
-        )
+        yield measured(BACKENDS, f"{name}, hidden states", "difference", worst, subject.tolerance)
         worst = difference(traces.gradient, expected.gradient)
-        yield measured(
-            BACKENDS, f"{name}, gradients", "largest difference from the reference", worst, subject.tolerance
-        )
+        yield measured(BACKENDS, f"{name}, gradients", "difference", worst, subject.tolerance)
 
 
 def target(subject: Subject) -> Iterator[Finding]:
@@ -213,7 +209,7 @@ def target(subject: Subject) -> Iterator[Finding]:
     elif not moved > 0.0:
         yield powerless(TARGET, name, "no hidden state depends on the text")
     else:
-        yield measured(TARGET, name, "change at its own target, over the largest", max(leaks) / size, HIDDEN)
+        yield measured(TARGET, name, "change by the target", max(leaks) / size, HIDDEN)
 
 
 def _asked(subject: Subject, base: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -271,9 +267,7 @@ def cache(subject: Subject) -> Iterator[Finding]:
     real = inputs["segment_ids"] > 0
     found = np.concatenate([np.asarray(part, np.float32) for part in parts], axis=1)[real]
     worst = difference(found, np.asarray(expected, np.float32)[real])
-    yield measured(
-        CACHE, subject.settings.model.architecture, "largest difference of hidden states", worst, subject.tolerance
-    )
+    yield measured(CACHE, subject.settings.model.architecture, "difference", worst, subject.tolerance)
 
 
 def _pieces(subject: Subject) -> tuple[dict[str, np.ndarray], int]:

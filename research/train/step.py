@@ -98,5 +98,7 @@ def norms(name: str, tree: Any) -> dict[str, Array]:
             layered.append(jnp.sum(jnp.square(leaf), axis=tuple(range(1, leaf.ndim))))
         else:
             whole += jnp.sum(jnp.square(leaf))
-    by_layer = sum(layered)
+    # A norm that the first layer lacks has a row less: its rows are those of the last layers.
+    depth = max(part.shape[0] for part in layered)
+    by_layer = sum(jnp.pad(part, (depth - part.shape[0], 0)) for part in layered)
     return {name: jnp.sqrt(whole + jnp.sum(by_layer)), f"{name}_by_layer": jnp.sqrt(by_layer)}

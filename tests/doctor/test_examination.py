@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from configs import sizes
 from research import config, doctor
 from research.doctor import execution, findings, reduction, sharding, suite, targets, visibility
 from research.doctor.findings import DOES_NOT_APPLY, FAILS, HOLDS
+from research.errors import UserError
 from research.settings import Settings
 from research.settings.families import FAMILIES
 
@@ -68,14 +68,12 @@ def test_every_law_holds_on_every_recipe(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_law_holds_on_every_family(family: str) -> None:
-    loaded = config.load_recipe("configs/causal.py:tiny")
-    sizes.set_size(loaded, f"{family}-tiny")
+    reads = FAMILIES[family].get("architecture") == "encoder_decoder"
+    loaded = config.load_recipe(f"configs/{'span_corruption' if reads else 'causal'}.py:{family}-tiny")
     period = len(FAMILIES[family].get("attention_period", "g"))
     changes = THIN | {"model.num_layers": max(2, period)}
     if "attention_period" in FAMILIES[family]:
         changes["model.attention_window"] = 5
-    if FAMILIES[family].get("architecture") == "encoder_decoder":
-        changes["objective.name"] = "span_corruption"
     report = doctor.examine(reduction.changed(config.to_settings(loaded), changes))
     assert report.holds, report.findings
 
@@ -124,6 +122,18 @@ def test_experts_and_configured_meshes_are_layouts_too() -> None:
     assert made["configured"]["parallel.preset"] == "fsdp"
 
 
+@pytest.mark.parametrize(("mesh", "count"), [({}, 4), ({"tensor": 2}, 4), ({"data": 7}, 7), ({"fsdp": 64}, 4)])
+def test_as_many_devices_are_made_up_as_the_mesh_needs(mesh: dict[str, int], count: int) -> None:
+    settings = recipe("causal", {f"parallel.mesh.{axis}": size for axis, size in mesh.items()})
+    assert sharding.made_up_devices(settings) == count
+    assert suite.examined(settings, jax.devices()[:1]).train.batch_size % count == 0
+
+
+def test_a_mesh_that_is_not_one_of_the_devices_is_a_users_mistake() -> None:
+    with pytest.raises(UserError, match=r"parallel\.mesh\.data=7"):
+        doctor.examine(recipe("causal", {"parallel.mesh.data": 7}), only=[visibility.FUTURE])
+
+
 @pytest.mark.slow
 def test_one_device_makes_up_others_in_a_process_of_its_own() -> None:
     elsewhere = sharding.Elsewhere(suite.examined(recipe("causal"), jax.devices()[:1]))
@@ -149,13 +159,10 @@ def test_a_process_that_fails_is_not_taken_for_one_that_found_nothing() -> None:
 LAPTOP = reduction.Budget(4e9, reduction.CPU_FLOPS)
 
 
-def sized(size: str, **changes: Any) -> Settings:
+def sized(size: str, name: str = "causal") -> Settings:
     """A recipe at a size, with the few rows of an examination."""
-    loaded = config.load_recipe("configs/causal.py:tiny")
-    sizes.set_size(loaded, size)
-    if "objective" in changes:
-        loaded.objective.name = changes.pop("objective")
-    return reduction.prepared(reduction.changed(config.to_settings(loaded), changes), 1)
+    loaded = config.load_recipe(f"configs/{name}.py:{size}")
+    return reduction.prepared(config.to_settings(loaded), 1)
 
 
 @pytest.mark.parametrize("size", ["tiny", "bert-tiny", "mixtral-tiny", "modernbert-tiny"])
@@ -167,7 +174,7 @@ def test_what_fits_stays_as_it_is(size: str) -> None:
 @pytest.mark.parametrize("size", ["125m", "7b", "70b", "gemma2-9b", "mixtral-8x7b", "modernbert-large", "t5-large"])
 def test_what_does_not_fit_keeps_its_choices(size: str) -> None:
     kind = "span_corruption" if size.startswith("t5") else "causal"
-    settings = sized(size, objective=kind)
+    settings = sized(size, kind)
     small_one = reduction.reduced(settings, LAPTOP)
     estimate = reduction.cost(small_one)
     assert estimate.memory <= LAPTOP.memory

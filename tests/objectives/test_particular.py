@@ -267,6 +267,17 @@ def test_the_rate_changes_linearly_and_held_out_text_has_the_last() -> None:
     assert counts == [60, 38, 15, 15]  # of 100, at 0.6, 0.375, 0.15
 
 
+def test_a_run_whose_rate_changes_with_its_length_cannot_be_lengthened() -> None:
+    changes = {"objective.name": "masked", "optimizer.schedule": "constant", "optimizer.warmup_steps": 0}
+    for start, refused in ((None, False), (0.3, True)):
+        both = [small.settings({**changes, "objective.mask_rate_start": start, "train.num_steps": n}) for n in (10, 20)]
+        if refused:
+            with pytest.raises(UserError, match=r"train\.num_steps"):
+                config.check_resume(*both, reached=10)
+        else:
+            config.check_resume(*both, reached=10)
+
+
 def words(made: Windows, row: int) -> list[list[int]]:
     """Places of each word of a row."""
     found: list[list[int]] = []

@@ -16,6 +16,7 @@ from research.optim import Hyper
 from research.train.assembly import assemble
 from research.train.metrics import NullLog
 from research.train.recorder import Recorder
+from research.train.step import norms
 from tests import small
 from tests.small import assert_close, assert_same_bits
 
@@ -187,3 +188,10 @@ def _poisoned(of: Any) -> dict[str, np.ndarray]:
     batch = small.random_batch(of, 0)
     batch["weights"][0, 0, 0] = np.nan
     return batch
+
+
+def test_a_norm_that_the_first_layer_lacks_counts_for_the_others() -> None:
+    tree = {"layers": {"norm": jnp.full((2, 1), 3.0), "kernel": jnp.full((3, 1), 4.0)}, "head": jnp.zeros(1)}
+    found = norms("norm", tree)
+    np.testing.assert_allclose(found["norm_by_layer"], [4.0, 5.0, 5.0])
+    np.testing.assert_allclose(found["norm"], 66.0**0.5, rtol=1e-6)
