@@ -4,7 +4,7 @@
     isoflop train --config=configs/sentence_pairs.py:tiny --workdir=runs/next --config.objective.pairs=next
 
 A rung alone is the model of `configs/masked.py` with token types and the head of the pairs; `bert-` before it makes a
-BERT, which wants a lower rate (`--config.optimizer.learning_rate=1e-3`).
+BERT.
 
 Cost of `tiny`: that of `configs/masked.py`. After its first 300 of 2600 updates (`--config.train.num_steps=300`, half a
 minute on two CPU cores): 6.49 nats a held-out masked token, where their frequencies alone give 6.55; the pairs are at

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research import config, trees
+from research.doctor.subject import quick_options
 from research.kernels import Kernels
 from research.kernels.choice import CPU
 from research.models import Model, build
@@ -22,9 +23,9 @@ from research.train.state import TrainState, initial_state, state_shapes
 from research.train.step import make_step
 from research.vocabulary import Vocabulary
 
-# `jax.jit` for programs that run once on small arrays: compiling takes nearly all of their time, and half of it goes
+# `jax.jit` for programs that run once on small arrays: compiling takes nearly all of their time, and most of it goes
 # into making them fast.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+jit = functools.partial(jax.jit, compiler_options=quick_options("cpu"))
 
 VOCABULARY = Vocabulary(size=320, pad=0, unknown=1, bos=2, eos=3, mask=4)
 

@@ -61,8 +61,12 @@ class Settings:
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding: the tokenizer's ids and those that the objective adds, unless the model says more."""
-        needed = self.tokenizer.vocab_size + self.objective.extra_ids
+        """Rows of the embedding: the tokenizer's ids and those that the objective adds, unless the model says more.
+
+        With ids of the objective there are so many rows that 8 divides them, so that meshes do.
+        """
+        own, extra = self.tokenizer.vocab_size, self.objective.extra_ids
+        needed = own + extra if not extra else -(-(own + extra) // 8) * 8
         return needed if self.model.vocab_size is None else self.model.vocab_size
 
     def __getitem__(self, name: str) -> Any:

@@ -70,12 +70,14 @@ FAMILIES: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
             "head_transform": True,
             "head_bias": True,
         },
-        # Raffel et al. 2020: relative biases, RMSNorm, ReLU, no scaling of logits, a tied and scaled head.
+        # Raffel et al. 2020: relative biases, RMSNorm, ReLU, no scaling of logits, large embeddings, a tied and scaled
+        # head.
         "t5": {
             "architecture": "encoder_decoder",
             "position": "relative",
             "activation": "relu",
             "attention_scale": 1.0,
+            "embedding_std": 1.0,
             "head_scale": True,
         },
         # Shazeer 2020 as in T5 v1.1: GeGLU and a head of its own.
@@ -84,6 +86,7 @@ FAMILIES: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
             "position": "relative",
             "activation": "geglu",
             "attention_scale": 1.0,
+            "embedding_std": 1.0,
             "tied_embeddings": False,
         },
         # Vaswani et al. 2017: sinusoidal positions, ReLU, norms after the sums, one scaled embedding for all uses.

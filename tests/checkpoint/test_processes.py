@@ -112,4 +112,4 @@ def test_two_processes_save_restore_and_agree_on_damage(tmp_path, monkeypatch):
             rank.kill()
             rank.wait()
     for rank, output in zip(ranks, outputs, strict=True):
-        assert rank.returncode == 0 and output.endswith("done\n"), output[-4000:]
+        assert rank.returncode == 0 and "done\n" in output, output[-4000:]

@@ -359,7 +359,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path: Path) -
     with pytest.raises(UserError, match="head/table"):
         write_gguf(tmp_path / "other.gguf", settings_of("llama"), VOCAB, dict(list(weights.items())[:-1]), None)
     with pytest.raises(UserError, match="cannot be written"):
-        write_gguf(tmp_path / "nowhere" / "other.gguf", settings_of("llama"), VOCAB, weights, None)
+        write_gguf(path / "other.gguf", settings_of("llama"), VOCAB, weights, None)
 
     class Broken(dict):
         def __getitem__(self, key: str) -> np.ndarray:

@@ -14,6 +14,7 @@ from research.errors import UserError
 from research.kernels import Pattern
 from research.kernels.choice import CPU, REFERENCE
 from research.models import EncoderDecoder, Model
+from research.models.experts import Experts
 from tests import small
 from tests.small import LENGTH, VOCAB, assert_close, assert_one_sentence
 
@@ -206,7 +207,7 @@ def test_every_weight_is_declared_made_and_used(name: str) -> None:
 
 
 def test_weights_can_be_stored_in_half() -> None:
-    made = model("llama", parameter_dtype="bfloat16", compute_dtype="bfloat16")
+    made = small.model("llama", parameter_dtype="bfloat16", compute_dtype="bfloat16")
     params = jax.eval_shape(made.init, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
 
@@ -231,12 +232,12 @@ def test_the_experts_of_a_token_are_those_with_the_largest_share() -> None:
     assert_close(routed(made, x)[0], expected)
 
 
-def routed(made: Model, x: np.ndarray, real: Any = True) -> Any:
-    from research.models.experts import Experts
-
-    own = jax.tree.map(lambda leaf: leaf[0], small.weights(made)["layers"]["experts"])
+def routed(made: Model, x: np.ndarray, real: Any = True, scale: float = 1.0) -> Any:
+    """What the experts of the first layer give, and their losses; `scale` times their weights."""
+    own = jax.tree.map(lambda leaf: scale * leaf[0], small.weights(made)["layers"]["experts"])
+    experts = Experts(made.settings, made.kernels, made.constrain)
     mask = jnp.broadcast_to(jnp.asarray(real), x.shape[:2])
-    return Experts(made.settings, made.kernels, made.constrain).apply({"params": own}, jnp.asarray(x), mask)
+    return small.jit(lambda own, x, mask: experts.apply({"params": own}, x, mask))(own, jnp.asarray(x), mask)
 
 
 def test_ample_capacity_drops_nothing_and_scant_capacity_does() -> None:
@@ -257,12 +258,6 @@ def test_the_balance_loss_is_one_where_experts_are_used_alike_and_knows_no_paddi
     _, short = routed(made, x[1:2, :4])
     for name in losses:
         assert_close(losses[name], np.asarray(alone[name]) + np.asarray(short[name]))
-    flat = dataclasses.replace(made)
-    zeros = {"params": {n: jnp.zeros_like(v[0]) for n, v in small.weights(flat)["layers"]["experts"].items()}}
-    from research.models.experts import Experts
-
-    _, even = Experts(made.settings, made.kernels, made.constrain).apply(
-        zeros, jnp.asarray(x[:1]), jnp.ones((1, 6), bool)
-    )
+    _, even = routed(made, x[:1], scale=0.0)
     assert_close(even["router_balance"], np.float32(1.0))
     assert_close(even["router_z"], np.float32(np.log(8) ** 2))

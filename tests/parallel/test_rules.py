@@ -16,6 +16,7 @@ from research.kernels.choice import REFERENCE
 from research.models import build
 from research.parallel import mesh, rules
 from research.settings import AXES, Settings
+from research.settings.families import FAMILIES
 from research.train.state import TrainState, born_sharded, initial_state, state_shapes
 from tests import small
 from tests.small import VARIANTS, assert_one_sentence, assert_same_bits
@@ -28,7 +29,8 @@ def test_every_preset_of_the_settings_has_a_table_and_axes() -> None:
     for table in (*rules.PARAMETERS.values(), rules.ACTIVATIONS):
         assert {axis for axes in table.values() for axis in axes} <= set(AXES)
     used = {preset: {axis for axes in table.values() for axis in axes} for preset, table in rules.PARAMETERS.items()}
-    assert used == {"dp": set(), "fsdp": {"fsdp"}, "tp": {"tensor"}, "fsdp_tp": {"fsdp", "tensor"}}
+    own = {"dp": set(), "fsdp": {"fsdp"}, "tp": {"tensor"}, "fsdp_tp": {"fsdp", "tensor"}}
+    assert used == {preset: axes | {"expert"} for preset, axes in own.items()}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -48,9 +50,19 @@ def test_every_dimension_of_every_model_has_a_row(variant: str, preset: str) -> 
     assert all(shardings[path].is_fully_replicated == (preset == "dp") for path in kernels)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_a_layout(family: str, preset: str) -> None:
+    parameters = small.model(family, embed_dim=32, num_heads=8, num_kv_heads=None, mlp_dim=64).parameters()
+    made = mesh.make_mesh(small.settings({"parallel.preset": preset}).parallel)
+    shardings = rules.parameter_shardings(parameters, made, preset)
+    kernels = [path for path, parameter in parameters.items() if "mlp" in parameter.dimensions and parameter.size > 256]
+    assert kernels and all(shardings[path].is_fully_replicated == (preset == "dp") for path in kernels)
+
+
 def test_a_dimension_without_a_row_raises() -> None:
-    with pytest.raises(KeyError, match="experts"):
-        rules.axes_of(("layers", "experts"), rules.PARAMETERS["fsdp"])
+    with pytest.raises(KeyError, match="hands"):
+        rules.axes_of(("layers", "hands"), rules.PARAMETERS["fsdp"])
     assert rules.axes_of(("layers", None, "embed"), rules.PARAMETERS["fsdp"]) == [(), (), ("fsdp",)]
 
 
