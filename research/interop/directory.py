@@ -79,10 +79,11 @@ def identify(values: Mapping[str, Any], where: str) -> tuple[Family, str]:
     if kind not in FAMILIES:
         raise UserError(f"{where}: model_type={kind} is not one of {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
-    named = values.get("architectures") or [next(iter(family.architectures))]
-    if named[0] not in family.architectures:
-        raise UserError(f"{where}: architectures={named[0]!r} is not one of {', '.join(family.architectures)}")
-    return family, named[0]
+    listed = values.get("architectures") or [next(iter(family.architectures))]
+    named = str(listed[0] if isinstance(listed, list) else listed)
+    if named not in family.architectures:
+        raise UserError(f"{where}: architectures={named!r} is not one of {', '.join(family.architectures)}")
+    return family, named
 
 
 def _named(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str, np.ndarray]:

@@ -105,6 +105,9 @@ class Family:
         changes |= {"tied_embeddings": False} if UNTIED in parts else {}
         changes |= {"head_bias": True} if HEAD_BIAS in parts else {}
         changes |= {"pooler": POOLER in parts, "pair_head": PAIRS in parts}
+        for name in ("vocab_size", "max_positions"):
+            if changes.get(name) is None:
+                raise UserError(f"{config.where} gives no {name.replace('_', ' ')}: it is not a whole config")
         try:
             for key in keys(ModelSettings):
                 if key.name in changes:

@@ -112,7 +112,12 @@ class Pretrained:
         return encoder | self._side(decoder_tokens, decoder_segment_ids, decoder_positions, None)
 
     def _side(self, tokens: Any, segment_ids: Any, positions: Any, attention_mask: Any) -> dict[str, Array]:
-        tokens = jnp.asarray(tokens, jnp.int32)
+        tokens = jnp.asarray(tokens)
+        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise UserError(
+                f"tokens are {tokens.dtype}{list(tokens.shape)}: give integers [batch, seq]; tokens[None] is one row"
+            )
+        tokens = tokens.astype(jnp.int32)
         if self.core.settings.position == "learned" and tokens.shape[1] > self.core.max_positions:
             raise UserError(
                 f"{tokens.shape[1]} tokens are more than the {self.core.max_positions} positions of the model: "

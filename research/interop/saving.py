@@ -74,6 +74,8 @@ def config_of(model: Pretrained, tensors: list[Stored], tokenizer: Path | Tokeni
     written = dict(model.config)
     if not written or different(settings, family.read(Config(CONFIG, written, family.defaults), model.parts)):
         ids = tokenizer_files.ids(tokenizer, encoder_decoder=settings.architecture == "encoder_decoder")
+        if family.model_type == "modernbert":  # its config has these keys too, with numbers of its own vocabulary
+            ids |= {"cls_token_id": ids["bos_token_id"], "sep_token_id": ids["eos_token_id"]}
         written = {**ids, **family.write(settings, model.parts)}
     types = {tensor.dtype.name for tensor in tensors}
     name = types.pop() if len(types) == 1 else "float32"

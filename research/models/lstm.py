@@ -60,8 +60,9 @@ class Lstm(Model):
         """The state before the first token; of any `length` it is the same size."""
         del length
         shape = (self.settings.num_layers, batch, self.settings.embed_dim)
-        state = jnp.zeros(shape, jnp.float32)
-        return Recurrence(state, state, jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32))
+        # Two arrays, not one twice: a cache is donated.
+        hidden, cell = (jnp.zeros(shape, jnp.float32) for _ in range(2))
+        return Recurrence(hidden, cell, jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32))
 
     def decode(
         self, params: Params, cache: Recurrence, inputs: Mapping[str, Array], *, pattern: Pattern

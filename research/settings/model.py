@@ -202,6 +202,11 @@ class ModelSettings:
             raise UserError(
                 f"model.attention_period={self.attention_period} has local layers: set model.attention_window"
             )
+        if self.num_experts and self.architecture in {"lstm", "mlp"}:
+            raise UserError(
+                f"model.num_experts={self.num_experts} has no place in model.architecture={self.architecture}: "
+                "set model.num_experts=0, or model.architecture=transformer"
+            )
         if self.num_experts and self.experts_per_token > self.num_experts:
             raise UserError(
                 f"model.experts_per_token={self.experts_per_token} is more than model.num_experts={self.num_experts}: "

@@ -53,13 +53,19 @@ def assemble(settings: Settings, vocabulary: Vocabulary, num_devices: int | None
     """Checks that settings, devices and tokenizer fit, and builds the parts. Nothing is compiled or allocated.
 
     Raises:
-      UserError: a batch or a weight that the mesh does not divide, or a tokenizer of another size.
+      UserError: a batch or a weight that the mesh does not divide, a tokenizer of another size, or too few positions.
     """
     train = settings.train
     if vocabulary.size != settings.tokenizer.vocab_size:
         raise UserError(
             f"tokenizer.vocab_size={settings.tokenizer.vocab_size}, but the tokenizer has {vocabulary.size} ids: "
             f"set tokenizer.vocab_size={vocabulary.size}"
+        )
+    core, length = settings.model, settings.data.sequence_length
+    if core.position == "learned" and core.max_positions is not None and core.max_positions < length:
+        raise UserError(
+            f"model.max_positions={core.max_positions} is fewer than data.sequence_length={length}, and learned "
+            "positions end there: change one of them"
         )
     devices = mesh.make_mesh(settings.parallel, jax.devices()[:num_devices])
     platform = devices.devices.flat[0].platform

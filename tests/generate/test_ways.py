@@ -89,6 +89,18 @@ def test_either_side_of_an_encoder_decoder_has_its_own_context() -> None:
         assert_one_sentence(str(caught.value), "25", "24 tokens on either side")
 
 
+@pytest.mark.parametrize("name", ["lstm", "mlp"])
+def test_the_baselines_write_what_full_passes_choose(name: str) -> None:
+    model = small.model(name, max_positions=24)
+    found = run(model)
+    for row, prompt in enumerate(PROMPTS):
+        ids = [PLAIN.bos, *prompt]
+        for token in found[row]:
+            inputs = small.inputs(padded(ids), np.arange(24)[None] < len(ids))
+            assert token == best(model, inputs, len(ids) - 1, Pattern(causal=True), NEVER)
+            ids.append(int(token))
+
+
 @pytest.mark.parametrize("model", [DECODER, ENCODER], ids=["decoder", "encoder"])
 def test_ids_above_the_tokenizers_are_made_only_where_they_are_wanted(model: Model) -> None:
     hot = Sampling(temperature=100.0)

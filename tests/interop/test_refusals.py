@@ -50,6 +50,9 @@ def refused(path: Path, *mentioned: str) -> None:
 CONFIGS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("llama", {"model_type": "mamba"}, ("model_type", "mamba")),
     ("llama", {"architectures": ["LlamaForSequenceClassification"]}, ("LlamaForSequenceClassification",)),
+    ("llama", {"architectures": True}, ("architectures", "True")),
+    ("llama", {"max_position_embeddings": None}, ("config.json", "no max positions")),
+    ("llama", {"vocab_size": None}, ("config.json", "no vocab size")),
     ("llama", {"hidden_act": "relu"}, ("hidden_act", "relu")),
     ("llama", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, ("rope_type", "longrope")),
     ("llama", {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, ("rope_type", "dynamic")),
@@ -228,3 +231,11 @@ def test_inputs_that_are_missing(source: Callable[[str], Path]) -> None:
     ours, params = huggingface.load(source("t5"))
     with pytest.raises(UserError, match="decoder_tokens"):
         ours.apply(params, np.ones((1, 3), np.int64))
+
+
+@pytest.mark.parametrize("tokens", [np.ones(3, np.int32), np.ones((1, 3), np.float32)])
+def test_tokens_that_are_no_rows_of_ids(tokens: np.ndarray, source: Callable[[str], Path]) -> None:
+    ours, _ = huggingface.load(source("llama"))
+    with pytest.raises(UserError) as caught:
+        ours._side(tokens, None, None, None)
+    assert_one_sentence(str(caught.value), str(tokens.dtype), "integers [batch, seq]")

@@ -111,6 +111,10 @@ def test_none_is_accepted_exactly_where_it_is_a_value(key: Key) -> None:
             },
             ["optimizer.warmup_steps=6", "optimizer.decay_steps=5", "train.num_steps=10"],
         ),
+        (
+            {"model.architecture": "lstm", "model.num_experts": 4},
+            ["model.num_experts=4", "model.architecture=lstm"],
+        ),
         ({"data.source": "text"}, ["data.path", "data.source=text"]),
         ({"data.source": "jsonl"}, ["data.path", "data.source=jsonl"]),
     ],

@@ -139,6 +139,11 @@ def test_an_update_takes_its_state_and_gives_one_of_the_same_kind() -> None:
         ({"evaluate.batch_size": 12}, 320, ["evaluate.batch_size=12", "8"]),
         ({"parallel.mesh.data": 3}, 320, ["parallel.mesh.data=3", "8"]),
         ({"parallel.preset": "tp", "model.num_heads": 4}, 320, ["model.num_heads=4", "parallel.mesh.tensor=8"]),
+        (
+            {"model.position": "learned", "model.max_positions": 4},
+            320,
+            ["model.max_positions=4", "data.sequence_length"],
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_one_sentence_before_any_compile(
