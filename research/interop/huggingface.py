@@ -64,7 +64,7 @@ def of_core(
     Raises:
       UserError: `transformers` has no such model; the sentence names the key that has no counterpart.
     """
-    settings = dataclasses.replace(model.settings, vocab_size=model.vocab_size)
+    settings = dataclasses.replace(model.settings, vocab_size=model.vocab_size, max_positions=model.max_positions)
     family, bare, values = None, False, dict(config or {})
     if values:
         family, architecture = identify(values, CONFIG)
