@@ -307,17 +307,16 @@ def test_a_recipe_without_a_config_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_saved_record_starts_a_run_again_and_takes_overrides(tmp_path: Path) -> None:
-    settings = config.from_nested({key.name: other(key) for key in KEYS} | {"data.path": "there"})
+    # A plain MLP has no place for experts.
+    values = {key.name: other(key) for key in KEYS} | {"data.path": "there", "model.architecture": "transformer"}
+    settings = config.from_nested(values)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config.to_record(settings) | {"provenance": {"commit": "abc"}}))
     again = config.load_recipe(str(path))
     assert config.to_settings(again) == settings
     config.override(again, "model.num_kv_heads", "none")
     config.override(again, "train.num_steps", "5000")
-    expected = config.from_nested(
-        {key.name: other(key) for key in KEYS}
-        | {"data.path": "there", "model.num_kv_heads": None, "train.num_steps": 5000}
-    )
+    expected = config.from_nested(values | {"model.num_kv_heads": None, "train.num_steps": 5000})
     assert config.to_settings(again) == expected
 
 
