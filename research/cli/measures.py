@@ -94,7 +94,7 @@ def show_baselines(console: Console, counted: Mapping[str, float]) -> None:
     }
     for key, (name, form) in names.items():
         if key in counted:
-            console.print(f"  {name:<{WIDTH}}{form.format(counted[key])}", markup=False)
+            console.print(f"  {name:<{WIDTH}}{form.format(counted[key])}", markup=False, soft_wrap=True)
 
 
 def samples(assembly: Assembly, prepared: Prepared, params: Any) -> list[dict[str, str]]:
