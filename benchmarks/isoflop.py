@@ -57,7 +57,7 @@ def settings_of(shape: Shape, kernels: str = "auto", evaluate_every: int = FOREV
 
 def assembly_of(shape: Shape, kernels: str = "auto", evaluate_every: int = FOREVER) -> Assembly:
     """The parts of Isoflop's run on one device."""
-    return assemble(settings_of(shape, kernels, evaluate_every), vocabulary_of(shape), num_devices=1)
+    return assemble(settings_of(shape, kernels, evaluate_every), vocabulary_of(shape), devices=jax.devices()[:1])
 
 
 def vocabulary_of(shape: Shape) -> Vocabulary:

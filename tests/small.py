@@ -133,7 +133,7 @@ def random_batch(of: Settings, step: int, *, drop: float = 0.3, most: int = 10**
 @functools.cache
 def _trainer(changes: tuple[tuple[str, Any], ...], devices: int) -> tuple[Assembly, Any]:
     of = settings(dict(changes))
-    assembly = assemble(of, VOCABULARY, num_devices=devices)
+    assembly = assemble(of, VOCABULARY, num_devices=jax.devices()[:devices])
     return assembly, jit(make_step(of, assembly.model, assembly.objective), donate_argnums=0)
 
 

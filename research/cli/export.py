@@ -14,6 +14,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from research import trees
 from research.cli import rundir
 from research.cli.arguments import Result, add_workdir, console
@@ -50,7 +52,7 @@ def run(options: argparse.Namespace) -> Result:
     settings, provenance = rundir.open_settings(workdir)
     tokenizer = rundir.open_tokenizer(workdir)
     alone = dataclasses.replace(settings, parallel=ParallelSettings())
-    assembly = assemble(alone, tokenizer.vocabulary, num_devices=1)
+    assembly = assemble(alone, tokenizer.vocabulary, devices=jax.devices()[:1])
     # What cannot be written is refused before the weights are read.
     model = of_run(assembly, tokenizer, workdir) if options.format == "huggingface" else None
     if to.exists():

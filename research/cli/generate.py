@@ -13,6 +13,8 @@ import argparse
 import dataclasses
 from typing import Any
 
+import jax
+
 from research.cli import rundir
 from research.cli.arguments import Result, add_workdir, console
 from research.data.tokenizer import Tokenizer
@@ -71,7 +73,7 @@ def run(options: argparse.Namespace) -> Result:
     settings, _ = rundir.open_settings(options.workdir)
     tokenizer = rundir.open_tokenizer(options.workdir)
     alone = dataclasses.replace(settings, parallel=ParallelSettings(kernels=settings.parallel.kernels))
-    assembly = assemble(alone, tokenizer.vocabulary, num_devices=1)
+    assembly = assemble(alone, tokenizer.vocabulary, devices=jax.devices()[:1])
     params, step = rundir.open_parameters(options.workdir, assembly, options.step)
     objective = writer(assembly.objective)
     if objective is None:

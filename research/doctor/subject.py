@@ -73,7 +73,7 @@ class Subject:
         self.settings = settings
         self.single = changed(settings, free | {"parallel.preset": "dp"})
         self.vocabulary = synthetic.vocabulary_of(settings)
-        self.assembly = assemble(self.single, self.vocabulary, num_devices=1)
+        self.assembly = assemble(self.single, self.vocabulary, devices=jax.devices()[:1])
         self.tolerance = SAME[settings.model.compute_dtype]
         self._folder = tempfile.TemporaryDirectory(prefix="isoflop-doctor-")
         directory = Path(self._folder.name) / "corpus"
@@ -194,7 +194,7 @@ class Subject:
     ) -> tuple[TrainState, dict[str, np.ndarray]]:
         """State and metrics after the first update, on the host."""
         settings = changed(meshed or self.single, dict(changes or {}))
-        assembly = assemble(settings, self.vocabulary, num_devices=num_devices)
+        assembly = assemble(settings, self.vocabulary, devices=jax.devices()[:num_devices])
         key = (settings, num_devices)
         if key not in self._updates:
             self._updates[key] = self.compiled(make_step(settings, assembly.model, assembly.objective))

@@ -1,6 +1,7 @@
 """The parts of a run, put together from its settings: mesh, kernels, model, objective."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -49,8 +50,10 @@ class Assembly:
         return rules.with_shardings(shapes, rules.state_shardings(shapes, shardings, self.mesh))
 
 
-def assemble(settings: Settings, vocabulary: Vocabulary, num_devices: int | None = None) -> Assembly:
+def assemble(settings: Settings, vocabulary: Vocabulary, devices: Sequence[jax.Device] | None = None) -> Assembly:
     """Checks that settings, devices and tokenizer fit, and builds the parts. Nothing is compiled or allocated.
+
+    The devices are those of this run, unless others are given: some of them, or those of a topology that is elsewhere.
 
     Raises:
       UserError: a batch or a weight that the mesh does not divide, a tokenizer of another size, or too few positions.
@@ -67,12 +70,12 @@ def assemble(settings: Settings, vocabulary: Vocabulary, num_devices: int | None
             f"model.max_positions={core.max_positions} is fewer than data.sequence_length={length}, and learned "
             "positions end there: change one of them"
         )
-    devices = mesh.make_mesh(settings.parallel, jax.devices()[:num_devices])
-    platform = devices.devices.flat[0].platform
-    kernels = choose(settings.parallel.kernels, platform, devices.size)
-    model = build(settings, kernels, rules.constrainer(devices), platform)
-    assembly = Assembly(settings, devices, kernels, model, build_objective(settings, vocabulary))
-    arrays.check_rows(train.batch_size, train.accumulation, devices)
-    arrays.check_rows(assembly.evaluation_batch, 1, devices, key="evaluate.batch_size")
-    rules.parameter_shardings(model.parameters(), devices, settings.parallel.preset)
+    grid = mesh.make_mesh(settings.parallel, devices)
+    platform = grid.devices.flat[0].platform
+    kernels = choose(settings.parallel.kernels, platform, grid.size)
+    model = build(settings, kernels, rules.constrainer(grid), platform)
+    assembly = Assembly(settings, grid, kernels, model, build_objective(settings, vocabulary))
+    arrays.check_rows(train.batch_size, train.accumulation, grid)
+    arrays.check_rows(assembly.evaluation_batch, 1, grid, key="evaluate.batch_size")
+    rules.parameter_shardings(model.parameters(), grid, settings.parallel.preset)
     return assembly

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import tokenizers
@@ -188,7 +189,7 @@ def test_a_run_gives_the_same_heldout_loss_in_transformers(trained: Path, tmp_pa
 def heldout_batches(workdir: Path) -> list[dict[str, np.ndarray]]:
     settings, provenance = rundir.open_settings(workdir)
     prepared = rundir.open_recorded_data(settings, provenance)
-    assembly = assemble(settings, prepared.tokenizer.vocabulary, num_devices=1)
+    assembly = assemble(settings, prepared.tokenizer.vocabulary, devices=jax.devices()[:1])
     heldout: Heldout = measures.heldout_batches(assembly, prepared)
     return [heldout.batch(index) for index in range(heldout.num_batches)]
 
