@@ -1,7 +1,7 @@
 """Checkpoints of whole states, verified at every restore, and the lock of a run directory."""
 
 from research.checkpoint.lock import RunLock
-from research.checkpoint.restore import restore_parameters
+from research.checkpoint.restore import restore_parameters, restore_parts
 from research.checkpoint.store import Checkpoints
 
-__all__ = ["Checkpoints", "RunLock", "restore_parameters"]
+__all__ = ["Checkpoints", "RunLock", "restore_parameters", "restore_parts"]

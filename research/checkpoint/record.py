@@ -135,13 +135,13 @@ def _file_sizes(path: epath.Path) -> dict[str, int]:
     return sizes
 
 
-def check_same_model(record: Record, targets: Mapping[str, Any], prefix: str = "") -> None:
+def check_same_model(record: Record, targets: Mapping[str, Any], prefix: str | tuple[str, ...] = "") -> None:
     """Raises `UserError` where the saved leaves below `prefix` are not those that are asked for.
 
     Args:
       record: of the checkpoint.
       targets: `{path: anything with shape and dtype}`.
-      prefix: beginning of the paths that are compared: all of the state, or `params/`.
+      prefix: beginnings of the paths that are compared: all of the state, or `params/`.
     """
     saved = {path: str(leaf) for path, leaf in record.leaves.items() if path.startswith(prefix)}
     asked = {path: str(Leaf(tuple(leaf.shape), str(leaf.dtype), "")) for path, leaf in targets.items()}

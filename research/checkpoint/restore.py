@@ -1,7 +1,8 @@
 """Loading a checkpoint, and believing it only when every digest is what was saved."""
 
+import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -51,11 +52,23 @@ def restore_parameters(
     step: int | None = None,
     on_event: Callable[[str, dict[str, Any]], None] = log_event,
 ) -> tuple[Any, int]:
-    """The parameters of a checkpoint alone, verified, and their step; it only reads, beside a running writer too.
+    """The parameters of a checkpoint alone, and their step; see `restore_parts`."""
+    parts, found = restore_parts(directory, {"params": target_params}, step, on_event)
+    return parts["params"], found
+
+
+def restore_parts(
+    directory: epath.PathLike,
+    targets: Mapping[str, Any],
+    step: int | None = None,
+    on_event: Callable[[str, dict[str, Any]], None] = log_event,
+) -> tuple[dict[str, Any], int]:
+    """Parts of a checkpoint by their path, verified, and its step; it only reads, beside a running writer too.
 
     Args:
       directory: the `checkpoints` folder of a run.
-      target_params: the parameters as `jax.ShapeDtypeStruct`, with the shardings that they shall have.
+      targets: `{"params": tree}`, or other paths in the state: all that lies below each, as `jax.ShapeDtypeStruct`,
+        with the shardings that it shall have.
       step: by default the newest that is undamaged.
       on_event: gets `checkpoint_damaged` for every step that was passed over.
 
@@ -63,18 +76,22 @@ def restore_parameters(
       UserError: no such checkpoint, a damaged one was asked for, none is undamaged, or it is of another model.
     """
     place = absolute(directory)
-    prefix = "params/"
-    targets = {prefix + path: leaf for path, leaf in trees.flatten(target_params).items()}
+    wanted = {f"{part}/{path}": leaf for part, tree in targets.items() for path, leaf in trees.flatten(tree).items()}
     for candidate in candidates(place, step):
         try:
-            leaves = restore_verified(place, candidate, targets, prefix)
+            leaves = restore_verified(place, candidate, wanted, tuple(f"{part}/" for part in targets))
         except DamagedError as damage:
             on_event("checkpoint_damaged", {"step": candidate, "reason": str(damage)})
             if step is not None:
                 raise damaged_step(place, step, damage) from damage
         else:
-            return rebuild(target_params, leaves.values()), candidate
+            values = iter(leaves.values())
+            return {part: rebuild(tree, _next(values, tree)) for part, tree in targets.items()}, candidate
     raise UserError(f"every checkpoint in {place} is damaged: start again, or copy an undamaged one there")
+
+
+def _next(values: Iterator[Any], tree: Any) -> list[Any]:
+    return list(itertools.islice(values, len(jax.tree.leaves(tree))))
 
 
 def absolute(directory: epath.PathLike) -> epath.Path:
@@ -112,7 +129,7 @@ def rebuild(target: Any, leaves: Any) -> Any:
 
 
 def restore_verified(
-    directory: epath.Path, step: int, targets: Mapping[str, Any], prefix: str = ""
+    directory: epath.Path, step: int, targets: Mapping[str, Any], prefix: str | tuple[str, ...] = ""
 ) -> dict[str, jax.Array]:
     """The leaves of a committed step with the shapes, dtypes and shardings of `targets`, in their order.
 

@@ -9,7 +9,7 @@ from research.settings import Settings
 
 
 class Hyper(NamedTuple):
-    """Traced hyper-parameters; see `research/settings` for their meaning and units."""
+    """Traced hyper-parameters; see `research/settings` for their meaning and units. What is not in use is 0."""
 
     learning_rate: Float[Array, ""]
     final_fraction: Float[Array, ""]
@@ -18,6 +18,9 @@ class Hyper(NamedTuple):
     beta2: Float[Array, ""]
     epsilon: Float[Array, ""]
     clip_norm: Float[Array, ""]
+    momentum: Float[Array, ""]
+    muon_scale: Float[Array, ""]
+    ema_decay: Float[Array, ""]
     dropout: Float[Array, ""]
     num_steps: Int[Array, ""]
     warmup_steps: Int[Array, ""]
@@ -27,10 +30,10 @@ class Hyper(NamedTuple):
     def of(cls, settings: Settings) -> "Hyper":
         """The numbers of the settings, as scalars."""
         rule, steps = settings.optimizer, settings.train.num_steps
-        real = {
-            name: getattr(rule, name) for name in ("learning_rate", "final_fraction", "weight_decay", "beta1", "beta2")
-        }
-        real |= {"epsilon": rule.epsilon, "clip_norm": rule.clip_norm, "dropout": settings.model.dropout}
+        same = ("learning_rate", "final_fraction", "weight_decay", "beta1", "beta2", "epsilon", "clip_norm")
+        real = {name: getattr(rule, name) for name in same}
+        real |= {"momentum": rule.momentum_or_default or 0.0, "muon_scale": rule.muon_scale}
+        real |= {"ema_decay": rule.ema_decay or 0.0, "dropout": settings.model.dropout}
         whole = {"num_steps": steps, "warmup_steps": rule.warmup(steps), "decay_steps": rule.decay(steps)}
         values: dict[str, Any] = {name: jnp.asarray(value, jnp.float32) for name, value in real.items()}
         return cls(**values | {name: jnp.asarray(value, jnp.int32) for name, value in whole.items()})

@@ -127,7 +127,7 @@ OTHER = {
 
 
 def test_every_number_changes_the_result_and_compiles_nothing_anew() -> None:
-    assert set(Hyper._fields) == {*OTHER, "dropout"}
+    assert set(Hyper._fields) == {*OTHER, "dropout", "momentum", "muon_scale", "ema_decay"}
     numbers = {"learning_rate": 0.03, "num_steps": 5}
     before = jax.device_get(updates("wsd", hyper(**numbers)))
     TRACES.clear()
