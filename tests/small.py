@@ -133,7 +133,7 @@ def random_batch(of: Settings, step: int, *, drop: float = 0.3, most: int = 10**
 @functools.cache
 def _trainer(changes: tuple[tuple[str, Any], ...], devices: int) -> tuple[Assembly, Any]:
     of = settings(dict(changes))
-    assembly = assemble(of, VOCABULARY, num_devices=jax.devices()[:devices])
+    assembly = assemble(of, VOCABULARY, devices=jax.devices()[:devices])
     return assembly, jit(make_step(of, assembly.model, assembly.objective), donate_argnums=0)
 
 
@@ -150,7 +150,9 @@ def trainer(changes: Mapping[str, Any], devices: int = 1) -> tuple[Assembly, Any
 
 def state(assembly: Assembly, **fields: Any) -> TrainState:
     """The initial state on the assembly's mesh, with fields of `hyper`, and `seed`, changed."""
-    scientific = (name for name in config.KEYS if name.startswith("model.") or name == "seed")
+    shaping = {f"optimizer.{name}" for name in ("name", "schedule", "momentum", "state_dtype", "groups", "ema_decay")}
+    rooms = ("model.", "objective.")
+    scientific = (name for name in config.KEYS if name.startswith(rooms) or name == "seed" or name in shaping)
     made: TrainState = _initial(tuple((name, assembly.settings[name]) for name in scientific))
     places = state_shapes(assembly.settings, assembly.model, assembly.mesh, assembly.settings.parallel.preset)
     seed = np.asarray(fields.pop("seed", made.seed), np.uint32)

@@ -10,6 +10,15 @@ from pathlib import Path
 import jax
 
 from research.data.prepare import cache_directory
+from research.parallel import flags
+from research.train import allocation
+
+
+def set_up_training() -> None:
+    """What must stand when the processes have joined and no device has been touched."""
+    compilation_cache()
+    flags.set_environment()
+    allocation.one_step_at_a_time()
 
 
 def compilation_cache() -> None:

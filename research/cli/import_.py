@@ -124,6 +124,12 @@ def chosen_settings(source: Source, tokenizer: Tokenizer, workdir: Path, overrid
             raise UserError(f"--config.{name}: the imported files decide this key; leave it out")
         config.override(loaded, name, text)
     settings = config.to_settings(loaded)
+    rule = settings.optimizer
+    if rule.ema_decay is not None or rule.name == "schedule_free":
+        raise UserError(
+            f"optimizer.name={rule.name}, optimizer.ema_decay={rule.ema_decay}: an imported model has no average of "
+            "weights to evaluate; leave these keys out"
+        )
     if settings.data.sequence_length > longest:
         raise UserError(
             f"data.sequence_length={settings.data.sequence_length} is longer than the {longest} positions of the "

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 
 from research import config
-from research.checkpoint import restore_parameters
+from research.checkpoint import restore_parts
 from research.data import prepare
 from research.data.prepare import Prepared
 from research.data.tokenizer import JSON, MODELS, Tokenizer, load
 from research.errors import UserError
+from research.optim import evaluated, evaluated_from
 from research.settings import Settings
 from research.train.assembly import Assembly
 from research.train.metrics import METRICS, read_metrics, write_json
@@ -98,6 +99,8 @@ def open_recorded_data(settings: Settings, provenance: Mapping[str, Any], progre
 
 
 def open_parameters(workdir: Path, assembly: Assembly, step: int | None) -> tuple[Any, int]:
-    """The weights of a checkpoint (none: the newest good one), verified."""
+    """The weights of a checkpoint (none: the newest good one) that a run evaluates, verified."""
+    rule, shapes = assembly.settings.optimizer, assembly.parameter_shapes()
     with jax.set_mesh(assembly.mesh):
-        return restore_parameters(workdir / "checkpoints", assembly.parameter_shapes(), step)
+        parts, step = restore_parts(workdir / "checkpoints", evaluated_from(rule, shapes), step)
+        return evaluated(parts, shapes, rule.beta1), step

@@ -34,7 +34,9 @@ def made_up_devices(settings: Settings) -> int:
 def layouts(settings: Settings) -> dict[str, dict[str, Any]]:
     """Changes of the settings by the name of a layout: all presets, experts apart, and what is configured."""
     free: dict[str, Any] = {f"parallel.mesh.{axis}": None for axis in AXES}
-    found = {preset: free | {"parallel.preset": preset} for preset in PRESET_AXES}
+    # Without experts their preset is FSDP's; what splits heads and positions at once covers positions alone.
+    left_out = {"fsdp_sp"} | (set() if settings.model.num_experts else {"fsdp_ep"})
+    found = {preset: free | {"parallel.preset": preset} for preset in PRESET_AXES if preset not in left_out}
     if settings.model.num_experts:
         found["dp, expert=2"] = free | {"parallel.preset": "dp", "parallel.mesh.expert": 2}
     asked = {f"parallel.mesh.{axis}": getattr(settings.parallel.mesh, axis) for axis in AXES}

@@ -23,11 +23,10 @@ from research.doctor.reduction import changed
 from research.kernels import Kernels
 from research.models import Model
 from research.objectives import Objective, raw_length
-from research.optim import Hyper, optimizer
 from research.parallel import arrays
-from research.settings import AXES, Settings
+from research.settings import AXES, OptimizerSettings, Settings
 from research.train.assembly import Assembly, assemble
-from research.train.state import TrainState, state_shapes
+from research.train.state import TrainState, state_of, state_shapes
 from research.train.step import make_step
 
 NUM_WINDOWS = 32
@@ -70,6 +69,8 @@ class Subject:
 
     def __init__(self, settings: Settings):
         free: dict[str, Any] = {f"parallel.mesh.{axis}": None for axis in AXES}
+        # No law is about the rule, and gradients are read from AdamW's first moment.
+        settings = dataclasses.replace(settings, optimizer=OptimizerSettings())
         self.settings = settings
         self.single = changed(settings, free | {"parallel.preset": "dp"})
         self.vocabulary = synthetic.vocabulary_of(settings)
@@ -209,10 +210,8 @@ class Subject:
     def _state(self, assembly: Assembly) -> TrainState:
         settings = assembly.settings
         zero = jnp.zeros((), jnp.float32)
-        hyper = Hyper.of(settings)._replace(dropout=zero, clip_norm=zero + NO_CLIPPING)
-        moments = optimizer(settings.optimizer, hyper, assembly.model.parameters()).init(self.params)
-        seed = jnp.asarray(settings.seed, jnp.uint32)
-        state = TrainState(jnp.zeros((), jnp.int32), self.params, moments, hyper, seed)
+        state = state_of(settings, assembly.model, self.params)
+        state = state._replace(hyper=state.hyper._replace(dropout=zero, clip_norm=zero + NO_CLIPPING))
         shapes = state_shapes(settings, assembly.model, assembly.mesh, settings.parallel.preset)
         return jax.device_put(state, jax.tree.map(lambda shape: shape.sharding, shapes))
 

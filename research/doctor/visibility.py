@@ -12,7 +12,7 @@ import numpy as np
 from research.doctor import synthetic
 from research.doctor.findings import HIDDEN, Finding, difference, inapplicable, largest, measured, powerless
 from research.doctor.subject import INPUTS, Subject, Traces
-from research.kernels import attention
+from research.kernels import Pattern, attention
 from research.models import EncoderDecoder
 from research.settings.objective import MASKED
 
@@ -61,8 +61,8 @@ def scene(subject: Subject) -> Scene:
         if name in batch:
             batch[name][0, -max(1, length // 16) :] = 0
     edges = np.flatnonzero(np.any(np.diff(segments, axis=1) != 0, axis=0)) + 1
-    blocks = np.arange(1, attention.CAUSAL_BLOCKS) * (length // attention.CAUSAL_BLOCKS)
-    wanted = [*blocks.tolist(), *edges.tolist(), *np.linspace(1, length - 1, CUTS).astype(int).tolist()]
+    blocks = [start for start, *_ in attention.blocks(Pattern(causal=True), length, length, 0)[1:]]
+    wanted = [*blocks, *edges.tolist(), *np.linspace(1, length - 1, CUTS).astype(int).tolist()]
     cuts = sorted({cut for cut in wanted[:CUTS] + wanted[-3:] if 0 < cut < length})
     documents = sorted(set(np.unique(segments[segments > 0]).tolist()))
     documents = documents if len(documents) <= 4 else [*documents[:3], documents[-1]]

@@ -2,7 +2,7 @@
 
 import jax
 
-from research.kernels import choose
+from research.kernels import alone
 from research.models import Model, build
 from research.settings import ModelSettings, ObjectiveSettings, Settings
 
@@ -21,4 +21,4 @@ def core(model: ModelSettings) -> Model:
     """The model of settings that name their vocabulary and their longest sequence; nothing is allocated."""
     assert model.vocab_size is not None and model.max_positions is not None
     platform = jax.default_backend()
-    return build(validated(model), choose("auto", platform, 1), platform=platform)
+    return build(validated(model), alone(platform), platform=platform)

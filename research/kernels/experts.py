@@ -47,15 +47,46 @@ def capacity(
 
     First choices come before second ones, earlier tokens before later ones; what finds no place adds nothing.
     """
+    slots = slotted(chosen, gate.shape[0], places, x.dtype)
+    return combined(slots, shares, processed(dispatched(slots, x), gate, up, down, nonlinearity))
+
+
+def slotted(
+    chosen: Int[Array, "batch seq picks"], experts: int, places: int, dtype: jnp.dtype
+) -> Float[Array, "batch picks seq experts places"]:
+    """1 where a token's pick has a place of an expert."""
     batch, length, picks = chosen.shape
-    experts = gate.shape[0]
     hot = jax.nn.one_hot(chosen.swapaxes(1, 2).reshape(batch, picks * length), experts, dtype=jnp.int32)
     place = jnp.cumsum(hot, axis=1) - hot
     kept = (hot > 0) & (place < places)
-    slots = jax.nn.one_hot(place, places, dtype=x.dtype) * kept[..., None].astype(x.dtype)
-    slots = slots.reshape(batch, picks, length, experts, places)
-    inputs = jnp.einsum("bplxc,ble->xbce", slots, x)
+    slots = jax.nn.one_hot(place, places, dtype=dtype) * kept[..., None].astype(dtype)
+    return slots.reshape(batch, picks, length, experts, places)
+
+
+def dispatched(
+    slots: Float[Array, "batch picks seq experts places"], x: Float[Array, "batch seq embed"]
+) -> Float[Array, "experts batch places embed"]:
+    """The tokens at their places."""
+    return jnp.einsum("bplxc,ble->xbce", slots, x)
+
+
+def processed(
+    inputs: Float[Array, "experts batch places embed"],
+    gate: Float[Array, "experts embed mlp"],
+    up: Float[Array, "experts embed mlp"],
+    down: Float[Array, "experts mlp embed"],
+    nonlinearity: Nonlinearity,
+) -> Float[Array, "experts batch places embed"]:
+    """Each expert's MLP over its places."""
     hidden = nonlinearity(jnp.einsum("xbce,xem->xbcm", inputs, gate)) * jnp.einsum("xbce,xem->xbcm", inputs, up)
-    outputs = jnp.einsum("xbcm,xme->xbce", hidden, down)
-    weighted = slots * shares.swapaxes(1, 2)[..., None, None].astype(x.dtype)
+    return jnp.einsum("xbcm,xme->xbce", hidden, down)
+
+
+def combined(
+    slots: Float[Array, "batch picks seq experts places"],
+    shares: Float[Array, "batch seq picks"],
+    outputs: Float[Array, "experts batch places embed"],
+) -> Float[Array, "batch seq embed"]:
+    """What each token gets back from its places."""
+    weighted = slots * shares.swapaxes(1, 2)[..., None, None].astype(slots.dtype)
     return jnp.einsum("bplxc,xbce->ble", weighted, outputs)

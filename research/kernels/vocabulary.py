@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-CHUNKS = 16
+CHUNKS = 8
 
 
 class Losses(NamedTuple):

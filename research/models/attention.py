@@ -5,9 +5,10 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from research.kernels import Kernels, Pattern
+from research.kernels import ATTENTION, Kernels, Pattern
 from research.models import layers, positions
 from research.parameters import Parameter
 from research.settings import ModelSettings
@@ -114,8 +115,8 @@ class Attention(nn.Module):
         pattern: Pattern,
         bias: Float[Array, "heads seq key"] | None = None,
         cache: Filled | None = None,
-    ) -> tuple[Float[Array, "batch seq embed"], Float[Array, ""], tuple[Array, Array] | None]:
-        """The output, the largest attention logit, and the cache's new keys and values."""
+    ) -> tuple[Float[Array, "batch seq embed"], Float[Array, ""] | None, tuple[Array, Array] | None]:
+        """The output, the largest attention logit where the kernel knows it, and the cache's new keys and values."""
         settings = self.settings
         weights = layers.declare(self, attention_parameters(settings, 1), x.dtype)
         query, key, value = (projected(self.kernels, settings, x, weights, n) for n in ("query", "key", "value"))
@@ -132,6 +133,7 @@ class Attention(nn.Module):
             kept = (key, value)
             if prefix is not None:  # what was decoded before is seen in any case
                 prefix = jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(key_segments), prefix, offset, axis=1)
+        query, key, value = (checkpoint_name(x, ATTENTION) for x in (query, key, value))
         out, logit_max = self.kernels.attention(
             query,
             key,
@@ -158,12 +160,13 @@ class CrossAttention(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch seq embed"], segment_ids: Int[Array, "batch seq"], memory: Memory
-    ) -> tuple[Float[Array, "batch seq embed"], Float[Array, ""]]:
-        """The output and the largest attention logit."""
+    ) -> tuple[Float[Array, "batch seq embed"], Float[Array, ""] | None]:
+        """The output, and the largest attention logit where the kernel knows it."""
         weights = layers.declare(self, attention_parameters(self.settings, 1), x.dtype)
         query = projected(self.kernels, self.settings, x, weights, "query")
         query = self.constrain(query, ("batch", "sequence", "heads", "head_dim"))
         key, value = memory.kept or remembered(self.kernels, self.settings, memory.hidden, weights)
+        query, key, value = (checkpoint_name(x, ATTENTION) for x in (query, key, value))
         out, logit_max = self.kernels.attention(
             query,
             key,
@@ -193,7 +196,7 @@ def projected(
     weight = weights[name]
     flat = kernels.product(x, weight.reshape(weight.shape[0], -1))
     if settings.projection_bias:
-        flat += weights[f"{name}_bias"].reshape(1, 1, -1)
+        flat = layers.biased(flat, weights[f"{name}_bias"].reshape(-1))
     heads = flat.reshape(*x.shape[:2], *weight.shape[1:])
     if settings.qk_norm and name != "value":
         heads = layers.root_mean_square(heads, weights[f"{name}_norm"], settings)
@@ -204,4 +207,4 @@ def returned(kernels: Kernels, out: Array, weights: dict[str, Array]) -> Float[A
     """The heads' outputs, projected back to the residual stream."""
     flat = out.reshape(*out.shape[:2], -1)
     result = kernels.product(flat, weights["out"].reshape(flat.shape[-1], -1))
-    return result + weights["out_bias"][None, None, :] if "out_bias" in weights else result
+    return layers.biased(result, weights["out_bias"]) if "out_bias" in weights else result

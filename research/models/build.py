@@ -1,6 +1,6 @@
 """Settings and kernels to a model."""
 
-from research.kernels import Kernels
+from research.kernels import Kernels, quantised
 from research.models.averaging import Averaging
 from research.models.encoder_decoder import EncoderDecoder
 from research.models.layers import Constrain, unconstrained
@@ -24,12 +24,13 @@ def build(settings: Settings, kernels: Kernels, constrain: Constrain = unconstra
     compile time that does not grow with depth is worth more.
     """
     mode = settings.parallel.layers
+    loop = mode == "scan" or (mode == "auto" and (platform != "cpu" or settings.model.num_layers > 8))
     return ARCHITECTURES[settings.model.architecture](
         settings=settings.model,
         vocab_size=settings.vocab_size,
         max_positions=settings.model.max_positions or settings.data.sequence_length,
-        kernels=kernels,
+        kernels=quantised.kernels(kernels, settings.model.quantisation),
         constrain=constrain,
-        scan=mode == "scan" or (mode == "auto" and (platform != "cpu" or settings.model.num_layers > 8)),
+        scan=settings.parallel.scan_unroll if loop else 0,
         remat=settings.parallel.remat,
     )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from research.kernels import Kernels, experts
+from research.kernels import Kernels
 from research.models import layers
 from research.parameters import Parameter
 from research.settings import ModelSettings
@@ -60,7 +60,7 @@ class Experts(nn.Module):
         route = self.kernels.experts
         if settings.expert_capacity is not None:
             even = x.shape[1] * settings.experts_per_token / settings.num_experts
-            route = partial(experts.capacity, places=math.ceil(settings.expert_capacity * even))
+            route = partial(self.kernels.capacity, places=math.ceil(settings.expert_capacity * even))
         act = layers.NONLINEARITIES[settings.nonlinearity]
         out = route(x, chosen, shares, weights["gate"], weights["up"], weights["down"], act)
         return out, self._losses(logits, probabilities, chosen, real)

@@ -2,9 +2,10 @@
 
 A multiply-add is two operations; the backward pass costs twice the forward pass. Counted are matrix products: the
 projections, the head, and attention's two products. `model` FLOPs take attention in full and the head at every
-position, whatever is masked or skipped (Chowdhery et al. 2022, appendix B): the figure for utilisation and for scaling
-fits. `required` FLOPs leave out what pattern, windows and documents hide and positions without a target. Of experts,
-those that a token is sent to count.
+position, whatever is masked or skipped (Chowdhery et al. 2022, appendix B): the figure for scaling fits. `required`
+FLOPs leave out what pattern, windows and documents hide, positions without a target, and tokens that find no place in
+their experts: what no implementation can do without, the figure for utilisation. Of experts, those that a token is sent
+to count.
 """
 
 import dataclasses
@@ -72,6 +73,12 @@ def count(model: Model, work: Work) -> Count:
     active = sum(parameter.size * _share(model, parameter) for parameter in declared)
     targets = work.positions if work.targets is None else work.targets
     products = sum(_multiply_adds(model, parameter, work) for parameter in declared)
+    placed = min(1.0, model.settings.expert_capacity or 1.0)
+    lost = sum(
+        (1.0 - placed) * _multiply_adds(model, parameter, work)
+        for parameter in declared
+        if "experts" in parameter.dimensions
+    )
     head = model.vocab_size * model.settings.embed_dim
     head += sum(parameter.size for parameter in declared if parameter.path == "head/transform")
     full, seen = _attention(model, work)
@@ -80,7 +87,7 @@ def count(model: Model, work: Work) -> Count:
         non_embedding_parameters=total - outside,
         active_parameters=round(active),
         model_flops=6.0 * (products + head * work.positions + full),
-        required_flops=6.0 * (products + head * targets + seen),
+        required_flops=6.0 * (products - lost + head * targets + seen),
     )
 
 

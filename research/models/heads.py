@@ -77,4 +77,4 @@ def pair_logits(kernels: Kernels, params: Params, pooled: Float[Array, "batch em
 
 def _applied(kernels: Kernels, x: Array, kernel: Array, bias: Array | None) -> Array:
     out = kernels.product(x, kernel.astype(x.dtype))
-    return out if bias is None else out + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + bias.shape)
+    return out if bias is None else layers.biased(out, bias)

@@ -12,6 +12,10 @@ from jaxtyping import Array, Float
 from research.parameters import Parameter
 from research.settings import ModelSettings
 
+# Names of what a block computes, for policies of rematerialisation: the residual stream between its branches, and what
+# is as wide as the MLP. What attention keeps is named by its kernel.
+STREAM, WIDE = "stream", "wide"
+
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
 
 NONLINEARITIES: dict[str, Callable[[Array], Array]] = {
@@ -98,6 +102,11 @@ def _factor(scale: Array, rank: int, settings: ModelSettings) -> Array:
 def _last(vector: Array, rank: int) -> Array:
     """The vector along the last of `rank` dimensions, float32."""
     return vector.astype(jnp.float32).reshape((1,) * (rank - 1) + vector.shape)
+
+
+def biased(x: Float[Array, "*rows width"], bias: Float[Array, " width"]) -> Float[Array, "*rows width"]:
+    """`x + bias`, added in float32, so that the bias's gradient, a sum over all tokens, is summed in float32."""
+    return (x.astype(jnp.float32) + _last(bias, x.ndim)).astype(x.dtype)
 
 
 class Norm(nn.Module):

@@ -1,6 +1,10 @@
 """The position-wise MLP: plain, or multiplied by a gate (Shazeer 2020)."""
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from research.kernels import Kernels
@@ -38,12 +42,23 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
         """What the block adds to the residual stream."""
         weights = layers.declare(self, mlp_parameters(self.settings, 1), x.dtype)
+        names = ("gate", "up") if self.settings.gated else ("up",)
+        inner = tuple(self._wide(self.kernels.product(x, weights[name]), weights, name) for name in names)
         act = layers.NONLINEARITIES[self.settings.nonlinearity]
-        up = self._project(x, weights, "up")
-        hidden = act(self._project(x, weights, "gate")) * up if self.settings.gated else act(up)
-        hidden = self.constrain(hidden, ("batch", "sequence", "mlp"))
-        return self._project(hidden, weights, "down")
+        out = self.kernels.activated(
+            self.kernels.product, gated(act) if len(inner) > 1 else act, inner, weights["down"]
+        )
+        return self._biased(out, weights, "down")
 
-    def _project(self, x: Array, weights: dict[str, Array], name: str) -> Array:
-        out = self.kernels.product(x, weights[name])
-        return out + weights[f"{name}_bias"][None, None, :] if self.settings.use_bias else out
+    def _wide(self, x: Array, weights: dict[str, Array], name: str) -> Array:
+        pinned = self.constrain(self._biased(x, weights, name), ("batch", "sequence", "mlp"))
+        return checkpoint_name(pinned, layers.WIDE)
+
+    def _biased(self, x: Array, weights: dict[str, Array], name: str) -> Array:
+        return layers.biased(x, weights[f"{name}_bias"]) if self.settings.use_bias else x
+
+
+@functools.cache
+def gated(act: Callable[[Array], Array]) -> Callable[[Array, Array], Array]:
+    """The non-linearity of a gate times what it lets through; the same function for the same non-linearity."""
+    return lambda gate, up: act(gate) * up

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -41,8 +42,9 @@ class Model(abc.ABC):
       max_positions: longest sequence.
       kernels: implementations that depend on the platform.
       constrain: pins the layout of an activation by the names of its dimensions.
-      scan: execute the stacked layers as one loop; otherwise one after the other. The numbers are the same.
-      remat: what the backward pass computes again: `none`, `dots` (all but matrix products) or `full`.
+      scan: execute the stacked layers as a loop of so many periods a turn; 0: one layer after the other, without a
+        loop. The numbers are the same.
+      remat: what the backward pass computes again: see `parallel.remat`.
     """
 
     settings: ModelSettings
@@ -50,7 +52,7 @@ class Model(abc.ABC):
     max_positions: int
     kernels: Kernels
     constrain: layers.Constrain = layers.unconstrained
-    scan: bool = True
+    scan: int = 1
     remat: str = "none"
 
     @abc.abstractmethod
@@ -107,9 +109,10 @@ class Model(abc.ABC):
         own = dict(zip(experts.LOSSES, (settings.balance_loss, settings.router_z_loss), strict=True))
         return own if settings.num_experts else {}
 
+    @jax.named_scope("embedding")
     def embed(self, params: Params, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq embed"]:
         """The embeddings of token ids, in the type that is computed in."""
-        x = params["embedding"]["tokens"][tokens].astype(self.settings.compute_dtype)
+        x = self.kernels.embedding(params["embedding"]["tokens"], tokens, jnp.dtype(self.settings.compute_dtype))
         if self.settings.embedding_scale:
             x *= jnp.asarray(self.settings.embed_dim**0.5, x.dtype)
         return x
@@ -124,6 +127,7 @@ class Model(abc.ABC):
         logits = vocabulary.logits(hidden, table, bias, settings.logit_softcap)
         return self.constrain(logits, ("batch", "sequence", "vocab"))
 
+    @jax.named_scope("head")
     def vocabulary_loss(
         self,
         params: Params,

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from research.kernels import Kernels, Pattern
+from research.kernels import ATTENTION, Kernels, Pattern
 from research.models import layers, positions
 from research.models.attention import Attention, CrossAttention, Filled, Memory, Places, attention_parameters
 from research.models.experts import Experts, expert_parameters
@@ -18,6 +19,21 @@ from research.parameters import Parameter
 from research.settings import ModelSettings
 
 Params = Mapping[str, Any]
+
+_keeping = jax.checkpoint_policies.save_only_these_names
+# What the backward pass finds, by `parallel.remat`; the input of each block besides.
+POLICIES: dict[str, Any] = {
+    "dots": _keeping(ATTENTION, layers.STREAM, layers.WIDE),
+    "most": _keeping(ATTENTION, layers.WIDE),
+    "narrow": _keeping(ATTENTION, layers.STREAM),
+    "full": None,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[ATTENTION],
+        names_which_can_be_offloaded=[layers.STREAM, layers.WIDE],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
 
 
 class Measured(NamedTuple):
@@ -89,12 +105,13 @@ class Block(nn.Module):
             inner = jnp.where(layer == 0, x, inner)
         attention = Attention(*parts, local=self.local, name="attention")
         branch, logit_max, kept = attention(inner, places, pattern, bias, cache)
-        x = added("attention", x, branch)
+        x = checkpoint_name(added("attention", x, branch), layers.STREAM)
         if self.cross:
             assert memory is not None
             cross = CrossAttention(*parts, name="cross_attention")
             branch, cross_max = cross(entered("cross", x), places.segment_ids, memory)
-            x, logit_max = added("cross", x, branch), jnp.maximum(logit_max, cross_max)
+            x = checkpoint_name(added("cross", x, branch), layers.STREAM)
+            logit_max = None if logit_max is None or cross_max is None else jnp.maximum(logit_max, cross_max)
         inner = entered("mlp", x)
         losses: dict[str, Array] = {}
         if settings.num_experts:
@@ -102,7 +119,8 @@ class Block(nn.Module):
         else:
             branch = Mlp(*parts, name="mlp")(inner)
         x = self.constrain(added("mlp", x, branch), ("batch", "sequence", "embed"))
-        return x, Measured({"attention_logit_max": logit_max}, losses), kept
+        aux = {} if logit_max is None else {"attention_logit_max": logit_max}
+        return x, Measured(aux, losses), kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +132,7 @@ class Stack:
       kernels: implementations that depend on the platform.
       constrain: pins the layout of an activation.
       num_layers: blocks.
-      scan: execute the periods as one loop, the remainder one after the other; otherwise all one after the other.
+      scan: execute the periods as a loop of so many a turn, the remainder one after the other; 0: no loop.
       remat: what the backward pass computes again.
       cross: the blocks attend to an encoder.
       causal: distances of relative biases are measured backwards alone.
@@ -124,7 +142,7 @@ class Stack:
     kernels: Kernels
     constrain: layers.Constrain
     num_layers: int
-    scan: bool
+    scan: int
     remat: str
     cross: bool = False
     causal: bool = True
@@ -211,8 +229,7 @@ class Stack:
     def _rematerialised(self, run: Callable[..., Any]) -> Callable[..., Any]:
         if self.remat == "none":
             return run
-        policy = jax.checkpoint_policies.dots_saveable if self.remat == "dots" else None
-        return jax.checkpoint(run, policy=policy, prevent_cse=not self.scan)
+        return jax.checkpoint(run, policy=POLICIES[self.remat], prevent_cse=not self.scan)
 
     def _repeat(self, block: Callable[..., Any], x: Array, *stacked: Any) -> tuple[Array, Any]:
         """Runs `block(x, layer, local, *slices)` over the layers; what it gives beside `x` comes back stacked."""
@@ -237,10 +254,19 @@ class Stack:
             whole = jax.tree.map(lambda leaf: leaf[: periods * size], (numbers, *stacked))
             if size > 1:
                 whole = jax.tree.map(lambda leaf: leaf.reshape(periods, size, *leaf.shape[1:]), whole)
-            x, extra = jax.lax.scan(one, x, whole)
+            x, extra = jax.lax.scan(one, x, whole, unroll=self.scan)
             found.append(extra if size == 1 else jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), extra))
-        for layer in range(periods * size, count):
-            part = jax.tree.map(lambda leaf, layer=layer: leaf[layer], (numbers, *stacked))
-            x, extra = runs[layer % size](x, *part)
+        rest = jax.tree.map(lambda leaf: leaf[periods * size :], (numbers, *stacked))
+        for place, part in enumerate(unstacked(rest, count - periods * size)):
+            x, extra = runs[place % size](x, *part)
             found.append(jax.tree.map(lambda leaf: leaf[None], extra))
         return x, found[0] if len(found) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
+
+
+def unstacked(tree: Any, count: int) -> list[Any]:
+    """The layers of stacked leaves, cut in one operation, whose gradient is one concatenation."""
+    if count == 0:
+        return []
+    leaves, structure = jax.tree.flatten(tree)
+    rows = [jax.lax.split(leaf, (1,) * count) for leaf in leaves]
+    return [jax.tree.unflatten(structure, [row[layer][0] for row in rows]) for layer in range(count)]

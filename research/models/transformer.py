@@ -50,11 +50,13 @@ def embedded(
     settings, weights = model.settings, params["embedding"]
     x = model.embed(params, tokens)
     if settings.position == "learned":
-        x += weights["positions"][places.positions + settings.position_offset].astype(x.dtype)
+        rows = places.positions + settings.position_offset
+        x += model.kernels.embedding(weights["positions"], rows, x.dtype, ("positions", "embed"))
     elif settings.position == "sinusoidal":
         x += positions.sinusoids(places.positions, settings.embed_dim).astype(x.dtype)
     if settings.token_types:
-        x += weights["types"][jnp.zeros_like(tokens) if types is None else types].astype(x.dtype)
+        rows = jnp.zeros_like(tokens) if types is None else types
+        x += model.kernels.embedding(weights["types"], rows, x.dtype, ("types", "embed"))
     if settings.embedding_norm:
         x = layers.normalise(x, weights["norm"], settings)
     return model.constrain(x, ("batch", "sequence", "embed"))

@@ -38,8 +38,15 @@ def local_rows(rows: int, mesh: Mesh) -> np.ndarray:
 
 
 def to_global(batch: Mapping[str, np.ndarray], rows: int, held: np.ndarray, mesh: Mesh) -> dict[str, Array]:
-    """Global arrays `[accumulation, rows, ...]` from the rows `held` by this process."""
+    """Global arrays `[accumulation, rows, ...]` from the rows `held` by this process.
+
+    One call places all arrays where all devices are this process's: each call costs more than the few bytes it moves.
+    """
+    if mesh.size == 1:
+        return jax.device_put(dict(batch), mesh.devices.flat[0])
     sharding = batch_sharding(mesh)
+    if sharding.is_fully_addressable:
+        return jax.device_put(dict(batch), sharding)
 
     def place(array: np.ndarray) -> Array:
         shape = (array.shape[0], rows, *array.shape[2:])

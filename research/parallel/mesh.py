@@ -20,6 +20,9 @@ PRESET_AXES: dict[str, dict[str, int]] = {
     "fsdp": {"fsdp": -1},
     "tp": {"tensor": -1},
     "fsdp_tp": {"fsdp": -1, "tensor": 2},
+    "fsdp_sp": {"fsdp": -1, "sequence": 2},
+    "fsdp_ep": {"fsdp": -1, "expert": 2},
+    "fsdp_tp_sp": {"fsdp": -1, "tensor": 2, "sequence": 2},
 }
 
 _AGREEMENT_TIMEOUT = 3_600_000  # milliseconds

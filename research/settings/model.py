@@ -137,6 +137,13 @@ class ModelSettings:
     )
     compute_dtype: str = setting("float32", "type of activations and products", choices=("float32", "bfloat16"))
     parameter_dtype: str = setting("float32", "type of stored weights", choices=("float32", "bfloat16"), since=2)
+    quantisation: str = setting(
+        "none",
+        "products of projections and dense MLPs, forward and for the gradient of their input; weight gradients, "
+        "attention, experts and the vocabulary head are left as they are",
+        choices=("none", "int8"),
+        since=3,
+    )
 
     @property
     def kv_heads(self) -> int:

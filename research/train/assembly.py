@@ -72,10 +72,12 @@ def assemble(settings: Settings, vocabulary: Vocabulary, devices: Sequence[jax.D
         )
     grid = mesh.make_mesh(settings.parallel, devices)
     platform = grid.devices.flat[0].platform
-    kernels = choose(settings.parallel.kernels, platform, grid.size)
+    kernels = choose(settings.parallel, rules.layout(grid, settings.parallel.preset))
     model = build(settings, kernels, rules.constrainer(grid), platform)
-    assembly = Assembly(settings, grid, kernels, model, build_objective(settings, vocabulary))
+    assembly = Assembly(settings, grid, model.kernels, model, build_objective(settings, vocabulary))
     arrays.check_rows(train.batch_size, train.accumulation, grid)
     arrays.check_rows(assembly.evaluation_batch, 1, grid, key="evaluate.batch_size")
     rules.parameter_shardings(model.parameters(), grid, settings.parallel.preset)
+    positions = max(assembly.objective.lengths(assembly.raw_length))
+    rules.check_positions(positions, grid, length, settings.objective.name)
     return assembly

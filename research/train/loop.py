@@ -12,7 +12,8 @@ import jax
 from research.checkpoint import Checkpoints, RunLock
 from research.data.loader import Loader
 from research.data.prepare import Prepared
-from research.parallel import arrays
+from research.parallel import arrays, flags
+from research.train import allocation
 from research.train.assembly import Assembly
 from research.train.interruption import Interruption
 from research.train.metrics import EventLog, MetricsLog, NullLog, set_aside
@@ -111,8 +112,12 @@ def run(
             display.stage("compiling the update")
             began = time.perf_counter()
             example = arrays.to_global(loader.batch(start), rows, held, mesh)
-            update = update.lower(state, example).compile()
+            options = flags.compiler_options(mesh, settings.parallel.kernels)
+            update = update.lower(state, example).compile(compiler_options=options or None)
             note("compiled", {"seconds": round(time.perf_counter() - began, 2), **dict(assembly.kernels.names)})
+            allocation.keep(mesh, settings.parallel.kernels)
+            chosen = flags.record(mesh, settings.parallel.kernels)
+            events.write("chosen", kernels=dict(assembly.kernels.reasons), **chosen)
 
         step, heldout = start, {}
         recorder.restart_clock()
@@ -130,7 +135,7 @@ def run(
                 recorder.write_previous()
             if evaluated:
                 display.stage("evaluating")
-                heldout = evaluate(state.params)
+                heldout = evaluate(state.evaluated(settings.optimizer))
                 log.write_tensorboard(step, heldout)
                 note("evaluate", {"step": step, **heldout})
             if saved:
@@ -142,7 +147,7 @@ def run(
                 break
         checkpoints.wait()
         if not heldout and interruption.signal is None:
-            heldout = evaluate(state.params)
+            heldout = evaluate(state.evaluated(settings.optimizer))
         complete = step == train.num_steps
         signal = None if complete else interruption.signal
         return Outcome(state, step, heldout, signal)

@@ -55,19 +55,22 @@ def make_step(settings: Settings, model: Model, objective: Objective) -> Step:
             aux = jax.tree.map(lambda values: jnp.max(values, axis=0), aux)
 
         rule = optimizer(settings.optimizer, state.hyper, model.parameters())
-        updates, moments = rule.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        size = norms("gradient_norm", gradients)
+        known = size["gradient_norm"]
+        with jax.named_scope("optimizer"):
+            updates, moments = rule.update(gradients, state.optimizer, state.params, gradient_norm=known)
+            params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
             **({} if len(parts) == 1 else {f"loss_{name}": value for name, value in parts.items()}),
             "learning_rate": learning_rate(settings.optimizer.schedule, state.hyper, state.step),
-            **norms("gradient_norm", gradients),
+            **size,
             **norms("update_norm", updates),
             **norms("parameter_norm", params),
             **{name: jnp.max(values) for name, values in aux.items()},
             "targets": weights["loss"],
         }
-        return state._replace(step=state.step + 1, params=params, optimizer=moments), metrics
+        return state.after(params, moments), metrics
 
     return step
 
@@ -90,6 +93,7 @@ def total(terms: Mapping[str, Term], parts: Mapping[str, Array]) -> Array:
     return sum((term.coefficient * parts[name] for name, term in terms.items()), start=jnp.zeros((), jnp.float32))
 
 
+@jax.named_scope("statistics")
 def norms(name: str, tree: Any) -> dict[str, Array]:
     """Euclidean norms over all leaves (`name`) and over each layer's stacked leaves (`name_by_layer`, `[layers]`)."""
     whole, layered = jnp.zeros((), jnp.float32), []

@@ -107,7 +107,7 @@ def test_baselines_say_what_does_not_apply() -> None:
 
 def test_a_layout_that_does_not_divide_does_not_apply(monkeypatch: pytest.MonkeyPatch) -> None:
     made = sharding.layouts(recipe("causal"))
-    assert set(made) == {"dp", "fsdp", "tp", "fsdp_tp"}
+    assert set(made) == {"dp", "fsdp", "tp", "fsdp_tp", "fsdp_tp_sp"}
     monkeypatch.setattr(sharding, "layouts", lambda settings: {"tp": made["tp"]})
     (found,) = doctor.examine(recipe("causal", {"model.num_heads": 4}), only=[sharding.SHARDED]).findings
     assert found.verdict == DOES_NOT_APPLY  # 4 heads over 8 devices

@@ -135,6 +135,7 @@ def test_what_is_not_imported(original: Path, imported: Path, tmp_path: Path, re
     new = f"--workdir={tmp_path}/new"
     assert "model.embed_dim" in refused(["import", str(original), new, "--config.model.embed_dim=32"])
     assert "positions" in refused(["import", str(original), new, "--config.data.sequence_length=25"])
+    assert "optimizer.ema_decay=0.9" in refused(["import", str(original), new, "--config.optimizer.ema_decay=0.9"])
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -168,7 +169,8 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("gpt2") / "run"
     preset = {f"model__{name}": value for name, value in FAMILIES["gpt2"].items()}
     shape = {"model__num_layers": 1, "model__num_heads": 4, "train__num_steps": 3, "evaluate__num_samples": 0}
-    assert main(arguments(workdir, corpus, **preset, **shape)) == 0
+    averaged = {"optimizer__ema_decay": 0.9}  # what is exported are the weights that are evaluated
+    assert main(arguments(workdir, corpus, **preset, **shape, **averaged)) == 0
     return workdir
 
 

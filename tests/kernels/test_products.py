@@ -1,4 +1,4 @@
-"""Every product is `x @ weight` with its gradients; and the choice of kernels."""
+"""Every product is `x @ weight` with its gradients."""
 
 import functools
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from research.kernels import attention, choice, choose, experts, products, vocabulary
+from research.kernels import products
 from tests.small import assert_close
 
 KERNELS = {"reference": products.reference, "untransposed": products.untransposed}
@@ -59,23 +59,38 @@ def test_untransposed_contracts_the_rows_of_both_operands_where_they_lie() -> No
     assert products_of_rows == [(((0,), (0,)), ((), ()))]
 
 
-@pytest.mark.parametrize(
-    ("name", "platform", "devices", "chosen"),
-    [
-        ("auto", "cpu", 1, choice.CPU),
-        ("auto", "cpu", 8, choice.REFERENCE),
-        ("auto", "gpu", 1, choice.REFERENCE),
-        ("auto", "tpu", 4, choice.REFERENCE),
-        ("reference", "cpu", 1, choice.REFERENCE),
-    ],
-)
-def test_kernels_are_chosen_by_name_platform_and_devices(name: str, platform: str, devices: int, chosen: Any) -> None:
-    assert choose(name, platform, devices) is chosen
+# --- behind a non-linearity ---------------------------------------------------------------------------------------
+
+NONLINEARITIES = {"gelu": jax.nn.gelu, "gated": lambda gate, up: jax.nn.silu(gate) * up}
 
 
-@pytest.mark.parametrize("kernels", [choice.CPU, choice.REFERENCE])
-def test_the_names_that_are_recorded_are_those_of_the_kernels(kernels: choice.Kernels) -> None:
-    rooms = {"attention": attention, "vocabulary_loss": vocabulary, "product": products, "experts": experts}
-    assert {name: getattr(rooms[name], own) for name, own in kernels.names} == {
-        name: getattr(kernels, name) for name in rooms
-    }
+@pytest.mark.parametrize("product", KERNELS)
+@pytest.mark.parametrize("name", NONLINEARITIES)
+def test_recomputed_is_the_formula_with_its_gradients(name: str, product: str) -> None:
+    rng, act = np.random.default_rng(0), NONLINEARITIES[name]
+    inputs = tuple(jnp.asarray(rng.normal(size=(3, 4, 6)), jnp.float32) for _ in range(1 + (name == "gated")))
+    weight = jnp.asarray(rng.normal(size=(6, 7)), jnp.float32)
+    cotangent = jnp.asarray(rng.normal(size=(3, 4, 7)), jnp.float32)
+    found = []
+    for activated in (products.activated, products.recomputed):
+        out, back = jax.vjp(lambda x, w, way=activated: way(KERNELS[product], act, x, w), inputs, weight)
+        found.append((out, *back(cotangent)))
+    assert_close(found[1], found[0])
+
+
+def test_recomputed_keeps_the_inputs_alone() -> None:
+    """The compiled gradient of a chain of MLPs needs less memory than what their inner values would take."""
+    wide, layers, rows = 512, 8, 256
+
+    def loss(activated: products.Activated, x: Any, up: Any, down: Any) -> Any:
+        for layer in range(layers):
+            x += activated(products.untransposed, jax.nn.gelu, (products.untransposed(x, up[layer]),), down[layer])
+        return jnp.sum(x**2)
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((rows, 8), (layers, 8, wide), (layers, wide, 8))]
+    temporary = {}
+    for activated in (products.activated, products.recomputed):
+        gradient = jax.jit(jax.grad(functools.partial(loss, activated), argnums=(0, 1, 2)))
+        temporary[activated] = gradient.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+    inner = 4 * rows * wide
+    assert temporary[products.recomputed] < temporary[products.activated] - layers * inner

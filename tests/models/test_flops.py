@@ -41,7 +41,7 @@ def test_model_flops_are_those_of_the_gradient(name: str) -> None:
     # The reference sends all tokens through all experts, which is what is needed where all are chosen.
     every = {"num_experts": 4, "experts_per_token": 4} if name == "mixtral" else {}
     heads = {"pooler": True, "pair_head": True} if name == "pairs" else {}
-    made = small.model("bert" if name == "pairs" else name, kernels=REFERENCE, scan=False, **every, **heads)
+    made = small.model("bert" if name == "pairs" else name, kernels=REFERENCE, scan=0, **every, **heads)
     ids = jax.ShapeDtypeStruct((2, LENGTH), jnp.int32)
     batch = dict.fromkeys(("tokens", "segment_ids", "positions"), ids)
     if isinstance(made, EncoderDecoder):

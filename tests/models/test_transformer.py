@@ -206,11 +206,15 @@ def test_only_a_model_without_positions_does_not_know_the_order(variant: str) ->
 @pytest.mark.parametrize(
     ("variant", "changes"),
     [
-        ("llama", {"scan": False, "kernels": REFERENCE}),
-        ("bert", {"scan": False, "kernels": REFERENCE}),
+        ("llama", {"scan": 0, "kernels": REFERENCE}),
+        ("bert", {"scan": 0, "kernels": REFERENCE}),
+        ("llama", {"scan": 2}),
         ("llama", {"remat": "dots"}),
+        ("llama", {"remat": "most"}),
+        ("llama", {"remat": "narrow"}),
         ("llama", {"remat": "full"}),
-        ("llama", {"remat": "full", "scan": False}),
+        ("llama", {"remat": "full", "scan": 0}),
+        ("llama", {"remat": "offload"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
@@ -229,10 +233,13 @@ def equations(jaxpr: Any) -> Iterator[Any]:
             yield from equations(inner)
 
 
-@pytest.mark.parametrize(("remat", "again"), [("none", 0), ("dots", 0), ("full", 8)])
+@pytest.mark.parametrize(("remat", "again"), [("none", 0), ("dots", 1), ("most", 2), ("narrow", 3), ("full", 8)])
 def test_the_backward_pass_computes_again_what_it_says(remat: str, again: int) -> None:
-    """Each layer has nine products (seven projections, two of attention), the last of which no gradient needs."""
-    made = small.model("llama", scan=False, remat=remat, kernels=REFERENCE)
+    """Each layer has nine products (seven projections, two of attention), the last of which no gradient needs.
+
+    The reference names nothing of its own: its logits are always computed again.
+    """
+    made = small.model("llama", scan=0, remat=remat, kernels=REFERENCE)
     batch = small.inputs(IDS)
     gradient = jax.grad(lambda params: jnp.sum(made.apply(params, batch, pattern=CAUSAL).hidden))
     program = jax.make_jaxpr(gradient)(small.weights(made))
@@ -277,8 +284,8 @@ def decode(made: Model, params: Any, cache: Any, batch: Any) -> Any:
     return made.decode(params, cache, batch, pattern=CAUSAL)
 
 
-@pytest.mark.parametrize(("variant", "scan"), [("llama", True), ("llama", False), ("gpt", True), ("post-rms", True)])
-def test_decoding_with_a_cache_is_the_full_pass(variant: str, scan: bool) -> None:
+@pytest.mark.parametrize(("variant", "scan"), [("llama", 1), ("llama", 0), ("gpt", 1), ("post-rms", 1)])
+def test_decoding_with_a_cache_is_the_full_pass(variant: str, scan: int) -> None:
     """Two prompts of 5 and 3 tokens, the shorter padded on the left, then four tokens one by one."""
     made = model(variant, scan=scan)
     params, ids, full = small.weights(made), IDS[:2], hidden(variant, CAUSAL, small.inputs(IDS))

@@ -58,7 +58,7 @@ def test_init_is_a_function_of_the_seed_alone() -> None:
 
 
 def test_init_does_not_depend_on_how_a_model_is_executed() -> None:
-    other = dataclasses.replace(DEEP, scan=False, remat="full", kernels=REFERENCE)
+    other = dataclasses.replace(DEEP, scan=0, remat="full", kernels=REFERENCE)
     programs = [str(jax.make_jaxpr(made.init)(jax.random.key(0))) for made in (DEEP, other)]
     assert programs[0] == programs[1]
 

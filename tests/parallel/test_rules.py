@@ -16,6 +16,7 @@ from research.kernels.choice import REFERENCE
 from research.models import build
 from research.parallel import mesh, rules
 from research.settings import AXES, Settings
+from research.settings import parallel as settings
 from research.settings.families import FAMILIES
 from research.train.state import TrainState, born_sharded, initial_state, state_shapes
 from tests import small
@@ -29,8 +30,10 @@ def test_every_preset_of_the_settings_has_a_table_and_axes() -> None:
     for table in (*rules.PARAMETERS.values(), rules.ACTIVATIONS):
         assert {axis for axes in table.values() for axis in axes} <= set(AXES)
     used = {preset: {axis for axes in table.values() for axis in axes} for preset, table in rules.PARAMETERS.items()}
-    own = {"dp": set(), "fsdp": {"fsdp"}, "tp": {"tensor"}, "fsdp_tp": {"fsdp", "tensor"}}
+    own = {"dp": set(), "fsdp": {"fsdp"}, "tp": {"tensor"}, "fsdp_tp": {"fsdp", "tensor"}, "fsdp_ep": {"fsdp"}}
+    own |= {"fsdp_sp": {"fsdp", "sequence"}, "fsdp_tp_sp": {"fsdp", "sequence", "tensor"}}
     assert used == {preset: axes | {"expert"} for preset, axes in own.items()}
+    assert PRESETS == settings.PRESETS
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -48,6 +51,14 @@ def test_every_dimension_of_every_model_has_a_row(variant: str, preset: str) -> 
             assert size // shard == np.prod([made.shape[axis] for axis in rules.PARAMETERS[preset][name]]), path
     kernels = [path for path, parameter in parameters.items() if parameter.kind in {"kernel", "head"}]
     assert all(shardings[path].is_fully_replicated == (preset == "dp") for path in kernels)
+
+
+def test_an_axis_splits_one_dimension_of_a_weight() -> None:
+    """Experts over `expert`; what is no expert's has its width there, too."""
+    of = small.settings({"parallel.preset": "fsdp_ep", "model.num_experts": 4})
+    found = rules.parameter_shardings(build(of, REFERENCE).parameters(), mesh.make_mesh(of.parallel), "fsdp_ep")
+    assert found["layers/experts/gate"].spec == PartitionSpec((), ("expert",), ("fsdp",), ())
+    assert found["layers/attention/out"].spec == PartitionSpec((), (), (), ("fsdp", "expert"))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -13,9 +13,10 @@ import pytest
 from research import trees
 from research.errors import UserError
 from research.optim import Hyper
+from research.parallel import devices
 from research.train.assembly import assemble
 from research.train.metrics import NullLog
-from research.train.recorder import Recorder
+from research.train.recorder import Recorder, Utilisation
 from research.train.step import norms
 from tests import small
 from tests.small import assert_close, assert_same_bits
@@ -35,7 +36,8 @@ def uneven_batch(of: Any, step: int) -> dict[str, np.ndarray]:
 @functools.cache
 def trained(accumulation: int, steps: int = 6) -> tuple[Any, list[dict[str, np.ndarray]]]:
     changes = DROPPED | ({"train.accumulation": accumulation} if accumulation > 1 else {})
-    return small.train(changes, steps=steps, batches=uneven_batch, dropout=0.0)
+    # An update is a gradient over its own size: epsilon stands above the rounding, which is not what is compared.
+    return small.train(changes, steps=steps, batches=uneven_batch, dropout=0.0, epsilon=1e-6)
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
@@ -200,3 +202,43 @@ def test_a_norm_that_the_first_layer_lacks_counts_for_the_others() -> None:
     found = norms("norm", tree)
     np.testing.assert_allclose(found["norm_by_layer"], [4.0, 5.0, 5.0])
     np.testing.assert_allclose(found["norm"], 66.0**0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("quantisation", ["none", "int8"])
+def test_utilisation_counts_what_is_required_and_is_never_above_one(
+    monkeypatch: pytest.MonkeyPatch, quantisation: str
+) -> None:
+    assembly, _ = small.trainer({"model.quantisation": quantisation})
+    count = assembly.count
+    assert count.required_flops < count.model_flops
+    peak = 1000.0 * count.required_flops * (1 if quantisation == "none" else 0.5)
+    assert Utilisation.of(assembly).at(5.0) is None  # a CPU's peak is not known
+    monkeypatch.setattr(devices, "peak_flops", lambda device: peak)
+    assert Utilisation.of(assembly).at(250.0) == pytest.approx(0.25)
+
+    class Shown(Screen):
+        def __init__(self) -> None:
+            super().__init__()
+            self.events: list[str] = []
+            self.shares: list[float | None] = []
+
+        def event(self, text: str) -> None:
+            self.events.append(text)
+
+        def update(self, step: int, loss: float, tokens_per_second: float, utilisation: float | None) -> None:
+            self.shares.append(utilisation)
+
+    def shown(peak: float) -> Shown:
+        monkeypatch.setattr(devices, "peak_flops", lambda device: peak)
+        screen = Shown()
+        recorder = Recorder(assembly, NullLog(), screen, interval=10)
+        for step in (1, 2):
+            recorder.keep(step, {"loss": jnp.asarray(2.5), "targets": jnp.asarray(3.0)})
+            recorder.write_previous()
+        return screen
+
+    fast, slow = shown(1e30), shown(1.0)
+    assert all(share is not None and 0.0 < share < 1.0 for share in fast.shares) and not fast.events
+    assert slow.shares == [None, None]
+    (event,) = slow.events
+    small.assert_one_sentence(event, "utilisation", "TFLOP/s")
