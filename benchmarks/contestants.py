@@ -5,6 +5,7 @@ standard input by that many steps and a line of JSON: wall and CPU seconds, peak
 nothing, so that contestants can take turns on the same cores. Each imports what it needs itself and no more.
 """
 
+import importlib
 import json
 import sys
 import time
@@ -34,10 +35,15 @@ def run_bare(gate: Gate, shape: Shape) -> None:
 
     def update(number: int) -> None:
         nonlocal state
-        tokens = batches[number % NUM_BATCHES]
-        state = step(state[0], state[1], tokens[:, :-1], tokens[:, 1:])
+        batch = batches[number % NUM_BATCHES]
+        state = step(state[0], state[1], batch.tokens, batch.targets)
 
-    gate.take_turns(update, lambda: float(jax.block_until_ready(state)[2]), time.perf_counter() - began)
+    gate.take_turns(
+        update,
+        lambda: float(jax.block_until_ready(state)[2]),
+        time.perf_counter() - began,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(state[0])),
+    )
 
 
 def run_gemm(gate: Gate) -> None:
@@ -73,11 +79,13 @@ def main() -> None:
         from benchmarks.isoflop import run_step
 
         run_step(gate, shape, asked["kernels"])
-    else:
-        assert asked["name"] == "loop", asked
+    elif asked["name"] == "loop":
         from benchmarks.training_loop import run_loop
 
         run_loop(gate, shape, asked["kernels"], asked["steps"])
+    else:
+        peer = importlib.import_module(f"benchmarks.peers.{asked['name']}")
+        peer.run(gate, shape, asked["checkout"], compiled=asked.get("compiled", False))
 
 
 if __name__ == "__main__":

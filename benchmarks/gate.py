@@ -7,13 +7,31 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.shapes import Shape
 
 NUM_BATCHES = 8
+MASK, FIRST_ORDINARY = 4, 5  # ids
+MASK_RATE = 0.15
+
+
+class Batch(NamedTuple):
+    """One update's rows, the same for every contestant.
+
+    Attributes:
+      tokens: what is read at each place, int32 `[batch, seq]` (of the decoder, where there is an encoder).
+      targets: what is to be predicted there.
+      weights: 1 where it is asked for, float32.
+      encoder: what the encoder reads, int32 `[batch, sequence]`.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    encoder: np.ndarray | None = None
 
 
 class Gate:
@@ -47,13 +65,16 @@ class Gate:
           init_seconds: how long the initial state took.
           facts: told with the times.
         """
-        times = [time.perf_counter()]
+        times, first_loss = [time.perf_counter()], 0.0
         for number in range(2):
             update(number)
-            finish()
+            loss = finish()
+            first_loss = loss if number == 0 else first_loss
             times.append(time.perf_counter())
         first, second = (end - start for start, end in itertools.pairwise(times))
-        self.tell(init_seconds=init_seconds, first_step_seconds=first, step_seconds=second, **facts)
+        self.tell(
+            init_seconds=init_seconds, first_step_seconds=first, step_seconds=second, first_loss=first_loss, **facts
+        )
         done = 2
         for steps in self.rounds():
             for number in range(done, done + steps):
@@ -67,8 +88,22 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def random_batches(shape: Shape) -> list[np.ndarray]:
-    """Tokens int32 `[batch, sequence + 1]`; special ids are left out."""
+def random_batches(shape: Shape) -> list[Batch]:
+    """Random ordinary tokens as the shape's objective asks for them; nothing is packed or padded."""
     draw = np.random.default_rng(0)
-    size = (shape.batch, shape.sequence + 1)
-    return [draw.integers(5, shape.vocabulary, size, dtype=np.int32) for _ in range(NUM_BATCHES)]
+
+    def tokens(length: int) -> np.ndarray:
+        return draw.integers(FIRST_ORDINARY, shape.vocabulary, (shape.batch, length), dtype=np.int32)
+
+    def one() -> Batch:
+        if shape.with_encoder:
+            encoder, whole = tokens(shape.sequence), tokens(shape.decoder + 1)
+            return Batch(whole[:, :-1], whole[:, 1:], np.ones((shape.batch, shape.decoder), np.float32), encoder)
+        if shape.asks == "causal":
+            whole = tokens(shape.sequence + 1)
+            return Batch(whole[:, :-1], whole[:, 1:], np.ones((shape.batch, shape.sequence), np.float32))
+        whole, chosen = tokens(shape.sequence), draw.random((shape.batch, shape.sequence)).argsort(axis=1)
+        hidden = chosen < round(MASK_RATE * shape.sequence)
+        return Batch(np.where(hidden, np.int32(MASK), whole), whole, hidden.astype(np.float32))
+
+    return [one() for _ in range(NUM_BATCHES)]

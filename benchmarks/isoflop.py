@@ -7,18 +7,22 @@ import jax
 import numpy as np
 
 from benchmarks import bare
-from benchmarks.gate import NUM_BATCHES, Gate, random_batches
+from benchmarks.gate import MASK, MASK_RATE, NUM_BATCHES, Batch, Gate, random_batches
 from benchmarks.shapes import Shape
+from research.models import flops
 from research.parallel import arrays
 from research.settings import (
     DataSettings,
     ModelSettings,
+    ObjectiveSettings,
     OptimizerSettings,
     ParallelSettings,
     Settings,
     TokenizerSettings,
     TrainSettings,
 )
+from research.settings.families import FAMILIES
+from research.train import allocation
 from research.train.assembly import Assembly, assemble
 from research.train.state import born_sharded, state_shapes
 from research.train.step import make_step
@@ -26,9 +30,25 @@ from research.vocabulary import Vocabulary
 
 FOREVER = 1_000_000  # updates that no benchmark reaches
 
+# The bare step's architecture, which is nanoGPT's; the others are the published families.
+GPT = {
+    "activation": "gelu",
+    "norm": "layernorm",
+    "norm_epsilon": bare.EPSILON,
+    "position": "learned",
+    "use_bias": False,
+    "tied_embeddings": True,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "gpt": GPT,
+    "llama": FAMILIES["llama"],
+    "bert": FAMILIES["bert"],
+    "t5": FAMILIES["t5_v1_1"],
+}
+
 
 def settings_of(shape: Shape, kernels: str = "auto", evaluate_every: int = FOREVER) -> Settings:
-    """The architecture and the update of the bare step in Isoflop's words."""
+    """The architecture and the update of the race in Isoflop's words."""
     return Settings(
         data=DataSettings(sequence_length=shape.sequence),
         tokenizer=TokenizerSettings(vocab_size=shape.vocabulary),
@@ -37,14 +57,9 @@ def settings_of(shape: Shape, kernels: str = "auto", evaluate_every: int = FOREV
             embed_dim=shape.embed,
             num_heads=shape.heads,
             mlp_dim=shape.mlp,
-            activation="gelu",
-            norm="layernorm",
-            norm_position="pre",
-            norm_epsilon=bare.EPSILON,
-            position="learned",
-            use_bias=False,
-            tied_embeddings=True,
+            **PRESETS[shape.family],
         ),
+        objective=ObjectiveSettings(name=shape.asks, mask_rate=MASK_RATE),
         optimizer=OptimizerSettings(
             learning_rate=1e-3, schedule="constant", warmup_steps=0, beta1=0.9, beta2=0.95, weight_decay=0.1
         ),
@@ -62,25 +77,34 @@ def assembly_of(shape: Shape, kernels: str = "auto", evaluate_every: int = FOREV
 
 def vocabulary_of(shape: Shape) -> Vocabulary:
     """The ids of a vocabulary of the shape's size."""
-    return Vocabulary(size=shape.vocabulary, pad=0, unknown=1, bos=2, eos=3, mask=4)
+    return Vocabulary(size=shape.vocabulary, pad=0, unknown=1, bos=2, eos=3, mask=MASK)
 
 
-def batch_of(tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """The causal batch of tokens `[batch, sequence + 1]`, one document a row, as one micro-batch."""
-    places = np.broadcast_to(np.arange(tokens.shape[1] - 1, dtype=np.int32), tokens[:, 1:].shape)
-    batch = {
-        "tokens": tokens[:, :-1],
-        "segment_ids": np.ones_like(places),
-        "positions": places,
-        "targets": tokens[:, 1:],
-        "weights": np.ones(places.shape, np.float32),
-    }
-    return {name: np.ascontiguousarray(array)[None] for name, array in batch.items()}
+def count_of(shape: Shape, assembly: Assembly) -> flops.Count:
+    """Parameters, and operations a token of the race: attention and head in full."""
+    positions, memory = (shape.decoder, shape.sequence) if shape.with_encoder else (shape.sequence, 0)
+    work = flops.Work(positions, assembly.objective.pattern, encoder_positions=memory)
+    return flops.count(assembly.model, work).per(shape.tokens // shape.batch)
+
+
+def batch_of(batch: Batch) -> dict[str, np.ndarray]:
+    """The same rows in Isoflop's schema, one document a row, as one micro-batch."""
+
+    def read(tokens: np.ndarray, prefix: str) -> dict[str, np.ndarray]:
+        places = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+        names = {"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": places}
+        return {prefix + name: array for name, array in names.items()}
+
+    made = read(batch.tokens, "") | {"targets": batch.targets, "weights": batch.weights}
+    if batch.encoder is not None:
+        made |= read(batch.encoder, "encoder_")
+    return {name: np.ascontiguousarray(array)[None] for name, array in made.items()}
 
 
 def run_step(gate: Gate, shape: Shape, kernels: str) -> None:
     """The jitted update with clipping and all metrics, each step's read when the next one has been started."""
-    batches, began = [batch_of(tokens) for tokens in random_batches(shape)], time.perf_counter()
+    batches, began = [batch_of(batch) for batch in random_batches(shape)], time.perf_counter()
+    allocation.one_step_at_a_time()
     assembly = assembly_of(shape, kernels)
     settings, model, mesh = assembly.settings, assembly.model, assembly.mesh
     with jax.set_mesh(mesh):
@@ -88,12 +112,16 @@ def run_step(gate: Gate, shape: Shape, kernels: str) -> None:
         jax.block_until_ready(state)
         step = jax.jit(make_step(settings, model, assembly.objective), donate_argnums=0)
         rows = np.arange(shape.batch)
+        compiled: Any = None
         previous: Any = None
 
         def update(number: int) -> None:
-            nonlocal state, previous
+            nonlocal compiled, state, previous
             batch = arrays.to_global(batches[number % NUM_BATCHES], shape.batch, rows, mesh)
-            state, metrics = step(state, batch)
+            if compiled is None:
+                compiled = step.lower(state, batch).compile()
+                allocation.keep(mesh, kernels)
+            state, metrics = compiled(state, batch)
             if previous is not None:
                 jax.device_get(previous)
             previous = metrics
@@ -104,7 +132,7 @@ def run_step(gate: Gate, shape: Shape, kernels: str) -> None:
             jax.block_until_ready(state)
             return float(values["loss"])
 
-        count = assembly.count
+        count = count_of(shape, assembly)
         gate.take_turns(
             update,
             finish,

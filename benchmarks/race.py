@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +23,7 @@ Tell = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """Who takes part: the name that is shown, and what `benchmarks.contestants` is asked for."""
+    """Who takes part: the name that is shown, and what `benchmarks.contestants` is asked for, `python` by whom."""
 
     name: str
     request: Mapping[str, Any]
@@ -43,12 +44,21 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Race:
-    """One shape's measurements: `steps` updates a round, the machine's FLOP/s in each round, records by name."""
+    """One shape's measurements.
+
+    Attributes:
+      shape: what was trained.
+      steps: updates a round.
+      limits: FLOP/s of large products in each round.
+      records: of the contestants, by name.
+      cached: what Isoflop says of its start where its programs come from a cache that an earlier start filled.
+    """
 
     shape: Shape
     steps: int
     limits: list[float]
     records: MappingProxyType[str, Record]
+    cached: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class ContestantError(Exception):
@@ -58,11 +68,14 @@ class ContestantError(Exception):
 class Process:
     """A contestant's process and the pipes to it."""
 
-    def __init__(self, name: str, request: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, request: Mapping[str, Any], cache: Path | None = None) -> None:
+        """`cache` holds compiled programs; without one none comes from a cache, so that first steps can be compared."""
         self.name = name
-        command = [sys.executable, "-m", "benchmarks.contestants", json.dumps(request)]
-        # First steps are to be compared: no program may come from a cache.
-        environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": str(ROOT)}
+        command = [request.get("python", sys.executable), "-m", "benchmarks.contestants", json.dumps(request)]
+        own = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+        if cache is not None:
+            own = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | own
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
         )
@@ -89,13 +102,25 @@ class Process:
 
 
 @contextlib.contextmanager
-def _started(contestant: Contestant, shape: Shape, **more: Any) -> Iterator[tuple[Process, dict[str, Any]]]:
+def _started(
+    contestant: Contestant, shape: Shape, cache: Path | None = None, **more: Any
+) -> Iterator[tuple[Process, dict[str, Any]]]:
     request = {**contestant.request, "shape": dataclasses.asdict(shape), **more}
-    process = Process(contestant.name, request)
+    process = Process(contestant.name, request, cache)
     try:
         yield process, process.answer()
     finally:
         process.close()
+
+
+def start_from_cache(contestant: Contestant, shape: Shape, tell: Tell) -> dict[str, Any]:
+    """Starts a contestant twice with one cache of compiled programs; gives what the second start says of itself."""
+    with tempfile.TemporaryDirectory(prefix="isoflop-benchmark-") as name:
+        for text in ("filling the cache of compiled programs", "starting from the cache"):
+            tell(text)
+            with _started(contestant, shape, cache=Path(name)) as (_, start):
+                pass
+    return start
 
 
 def race(shape: Shape, contestants: list[Contestant], rounds: int, steps: int | None, tell: Tell) -> Race:
@@ -103,9 +128,9 @@ def race(shape: Shape, contestants: list[Contestant], rounds: int, steps: int | 
 
     Args:
       shape: what all of them train.
-      contestants: the first is the yardstick.
+      contestants: who takes part.
       rounds: turns of each.
-      steps: updates a turn; none: as many as the yardstick makes in about four seconds.
+      steps: updates a turn; none: as many as the first contestant makes in about four seconds.
       tell: is told in a few words what is being done.
     """
     records: dict[str, Record] = {}

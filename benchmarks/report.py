@@ -4,6 +4,7 @@ import dataclasses
 import os
 import platform
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -39,10 +40,11 @@ class Figures:
     Attributes:
       tokens_per_second: by the clock.
       tokens_per_cpu_second: by the time that the process was on a core: what others take does not count.
-      ratio: tokens a second over the yardstick's in the same round.
-      cpu_ratio: the same by CPU seconds.
+      isoflop_over: Isoflop's tokens a second over this contestant's in the same round.
+      isoflop_over_cpu: the same by CPU seconds.
       share_of_limit: model FLOP/s over the FLOP/s of large products in the same round.
       peak_gigabytes: the most resident memory.
+      parameters: of its model; none where it does not say.
       init_seconds: making the initial state; none where it was not timed.
       first_step_seconds: tracing, compiling and running the first step; likewise.
       loss: the last one.
@@ -50,10 +52,11 @@ class Figures:
 
     tokens_per_second: Spread
     tokens_per_cpu_second: Spread
-    ratio: Spread
-    cpu_ratio: Spread
+    isoflop_over: Spread
+    isoflop_over_cpu: Spread
     share_of_limit: Spread
     peak_gigabytes: float
+    parameters: int | None
     init_seconds: float | None
     first_step_seconds: float | None
     loss: float | None
@@ -71,8 +74,8 @@ def ratios(record: Record, other: Record, key: str = "seconds") -> Spread:
 
 
 def figures(race: Race, model_flops: float) -> dict[str, Figures]:
-    """The figures of every contestant; the first one is the yardstick."""
-    yardstick = next(iter(race.records.values()))
+    """The figures of every contestant; `model_flops` a token are Isoflop's, for all alike."""
+    isoflop = race.records["isoflop"]
     tokens = race.steps * race.shape.tokens
     found = {}
     for name, record in race.records.items():
@@ -81,10 +84,11 @@ def figures(race: Race, model_flops: float) -> dict[str, Figures]:
         found[name] = Figures(
             tokens_per_second=Spread.of(speeds),
             tokens_per_cpu_second=Spread.of([tokens / seconds for seconds in by_round(record, "cpu_seconds")]),
-            ratio=ratios(record, yardstick),
-            cpu_ratio=ratios(record, yardstick, "cpu_seconds"),
+            isoflop_over=ratios(isoflop, record),
+            isoflop_over_cpu=ratios(isoflop, record, "cpu_seconds"),
             share_of_limit=Spread.of(shares),
             peak_gigabytes=max(by_round(record, "peak_bytes")) / 1e9,
+            parameters=record.start.get("parameters"),
             init_seconds=record.start.get("init_seconds"),
             first_step_seconds=record.start.get("first_step_seconds"),
             loss=record.rounds[-1].get("loss"),
@@ -95,9 +99,11 @@ def figures(race: Race, model_flops: float) -> dict[str, Figures]:
 def title(label: str, race: Race) -> str:
     """The shape in words."""
     shape = race.shape
+    decoder = f", decoder {shape.decoder}" if shape.with_encoder else ""
     return (
-        f"Shape {label}: embed {shape.embed}, {shape.layers} layers, {shape.heads} heads, MLP {shape.mlp}, vocabulary "
-        f"{shape.vocabulary}, sequence {shape.sequence}, batch {shape.batch}"
+        f"Shape {label}: {shape.family}, {shape.asks}, embed {shape.embed}, {shape.layers} layers, "
+        f"{shape.heads} heads, MLP {shape.mlp}, vocabulary {shape.vocabulary}, sequence {shape.sequence}{decoder}, "
+        f"batch {shape.batch}"
     )
 
 
@@ -109,23 +115,34 @@ def table(label: str, race: Race, found: dict[str, Figures]) -> Table:
         caption=f"median (least-largest) of {len(race.limits)} rounds of {race.steps} steps; "
         f"matrix products {limit.show('.0f')} GFLOP/s",
     )
-    shown.add_column("step")
-    for column in ("tokens/s", "x bare", "by CPU time", "of GEMM", "peak GB", "init s", "first step s"):
-        shown.add_column(column, justify="right")
+    shown.add_column("step", no_wrap=True)
+    for column in ("tokens/s", "isoflop is x", "by CPU", "of GEMM", "peak GB", "params M", "init s", "first s"):
+        shown.add_column(column, justify="right", no_wrap=True)
     for name, own in found.items():
         shown.add_row(
             name,
             own.tokens_per_second.show(".0f"),
-            own.ratio.show(".2f"),
-            f"{own.cpu_ratio.median:.2f}",
+            own.isoflop_over.show(".2f"),
+            f"{own.isoflop_over_cpu.median:.2f}",
             f"{own.share_of_limit.median:.0%}",
             f"{own.peak_gigabytes:.2f}",
-            *("" if seconds is None else f"{seconds:.1f}" for seconds in (own.init_seconds, own.first_step_seconds)),
+            "" if own.parameters is None else f"{own.parameters / 1e6:.2f}",
+            _seconds(own.init_seconds),
+            _seconds(own.first_step_seconds),
         )
+    if race.cached:
+        starts = (_seconds(race.cached[key]) for key in ("init_seconds", "first_step_seconds"))
+        shown.add_row("isoflop, cached", *[""] * 6, *starts)
     return shown
 
 
-def record(label: str, race: Race, found: dict[str, Figures], model_flops: float, load: float) -> dict[str, Any]:
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def record(
+    label: str, race: Race, found: dict[str, Figures], model_flops: float, load: float, absent: Sequence[str] = ()
+) -> dict[str, Any]:
     """All that is kept of a race, as JSON: how it was obtained, the figures, and every round."""
     overhead = {}
     if {"loop", "isoflop"} <= race.records.keys():
@@ -134,16 +151,20 @@ def record(label: str, race: Race, found: dict[str, Figures], model_flops: float
             "loop_over_own_step": dataclasses.asdict(ratios(own, loop)),
             "loop_over_own_step_cpu": dataclasses.asdict(ratios(own, loop, "cpu_seconds")),
         }
+    starts = {name: entry.start for name, entry in race.records.items()}
     return {
         "shape": {"name": label, **dataclasses.asdict(race.shape)},
         "machine": machine() | {"load_before": round(load, 2)},
         "versions": provenance.versions(),
+        "versions_of_peers": {name: start["versions"] for name, start in starts.items() if "versions" in start},
+        "absent": list(absent),
         "commit": provenance.commit(),
         "model_flops_per_token": model_flops,
         "steps_per_round": race.steps,
         "gemm_gflops": dataclasses.asdict(Spread.of([flops / 1e9 for flops in race.limits])),
         "figures": {name: dataclasses.asdict(own) for name, own in found.items()},
         **overhead,
+        "start_from_cached_programs": dict(race.cached),
         "records": {name: dataclasses.asdict(entry) for name, entry in race.records.items()},
         "gemm_flops": race.limits,
     }
@@ -162,12 +183,13 @@ def machine() -> dict[str, Any]:
 
 # --- plot -------------------------------------------------------------------------------------------------------------
 
-WIDTH, LEFT, RIGHT, ROW, TOP = 720, 150, 190, 34, 46
+WIDTH, LEFT, RIGHT, ROW, TOP = 860, 150, 250, 34, 46
+OWN = ("isoflop", "loop")
 
 
 def plot(label: str, race: Race, found: dict[str, Figures]) -> str:
     """Bars of tokens a second (medians) with a dot for each round, as SVG."""
-    place = machine()
+    place, (name, _, details) = machine(), title(label, race).partition(": ")
     height = TOP + ROW * len(found) + 30
     tokens = race.steps * race.shape.tokens
     scale = (WIDTH - LEFT - RIGHT) / max(own.tokens_per_second.largest for own in found.values())
@@ -175,17 +197,20 @@ def plot(label: str, race: Race, found: dict[str, Figures]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
         'font-size="13">',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
-        f'<text x="10" y="20" font-size="14">{escape(title(label, race))}</text>',
+        f'<text x="10" y="18">{escape(name)}</text>',
+        f'<text x="10" y="35" font-size="12" fill="#666">{escape(details)}</text>',
         f'<text x="10" y="{height - 10}" fill="#666">tokens/s, median and every round; '
         f"{escape(place['processor'])}, {place['cores']} cores</text>",
     ]
     for row, (name, own) in enumerate(found.items()):
         top = TOP + ROW * row
-        length, colour = scale * own.tokens_per_second.median, "#9aa5b1" if row == 0 else "#2f6f9f"
+        length = scale * own.tokens_per_second.median
+        colour = "#2f6f9f" if name.split("-")[0] in OWN else "#9aa5b1"
         parts.append(f'<text x="{LEFT - 8}" y="{top + 15}" text-anchor="end">{escape(name)}</text>')
         parts.append(f'<rect x="{LEFT}" y="{top}" width="{length:.1f}" height="22" fill="{colour}"/>')
         for seconds in by_round(race.records[name], "seconds"):
             parts.append(f'<circle cx="{LEFT + scale * tokens / seconds:.1f}" cy="{top + 11}" r="2.5" fill="#d9822b"/>')
-        words = f"{own.tokens_per_second.median:.0f} ({own.ratio.median:.2f} x), {own.peak_gigabytes:.2f} GB"
+        times = "" if name == "isoflop" else f" (isoflop {own.isoflop_over.median:.2f} x)"
+        words = f"{own.tokens_per_second.median:.0f}{times}, {own.peak_gigabytes:.2f} GB"
         parts.append(f'<text x="{WIDTH - RIGHT + 10}" y="{top + 15}">{escape(words)}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"

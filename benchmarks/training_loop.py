@@ -17,7 +17,7 @@ from research.checkpoint import RunLock
 from research.data.prepare import Prepared
 from research.data.shards import ShardReader, ShardWriter, token_dtype
 from research.data.tokenizer import Tokenizer
-from research.train import loop
+from research.train import allocation, loop
 from research.train.metrics import NullLog
 from research.vocabulary import Vocabulary
 
@@ -53,6 +53,7 @@ def run_loop(gate: Gate, shape: Shape, kernels: str, steps: int) -> None:
 
     The loop evaluates every `steps` updates, having waited for them: that is where it is stopped and let go on.
     """
+    allocation.one_step_at_a_time()
     assembly = assembly_of(shape, kernels, steps)
     turns: Iterator[int] | None = None
 

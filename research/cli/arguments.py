@@ -26,10 +26,11 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
 
 def add_workdir(parser: argparse.ArgumentParser, meaning: str) -> None:
     """`--workdir`."""
-    parser.add_argument("--workdir", required=True, type=_absolute, metavar="DIR", help=meaning)
+    parser.add_argument("--workdir", required=True, type=absolute, metavar="DIR", help=meaning)
 
 
-def _absolute(text: str) -> Path:
+def absolute(text: str) -> Path:
+    """A path of an argument, whatever the process later makes its directory."""
     return Path(text).expanduser().absolute()
 
 

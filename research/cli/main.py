@@ -18,6 +18,8 @@ VERBS = {
     "train": "pretrain a model, or go on with a run",
     "evaluate": "measure a trained model on its held-out documents",
     "generate": "continue a text, or fill its masks, with a trained model",
+    "profile": "record what the updates of a run spend their time on",
+    "plan": "say whether a run fits devices that are not here, and how long it takes",
     "doctor": "examine the laws that every run rests on, on these settings and devices",
     "import": "make a run directory of a model of Hugging Face or of a GGUF file",
     "export": "write a model for transformers or llama.cpp",

@@ -26,13 +26,13 @@ from research import config
 from research.checkpoint import RunLock
 from research.cli import measures, rundir
 from research.cli.arguments import Result, add_config, add_workdir, console, keys_table, settings
-from research.cli.execution import compilation_cache, log_process_failures
+from research.cli.execution import log_process_failures, set_up_training
 from research.cli.progress import Progress
 from research.data.prepare import Prepared
 from research.errors import UserError
 from research.evaluate.heldout import heldout_evaluation
 from research.generate import GAP
-from research.parallel import mesh
+from research.parallel import flags, mesh
 from research.settings import Settings
 from research.train import loop, provenance
 from research.train.assembly import assemble
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> Result:
     expected = (record or {}).get("provenance", {}).get("data_hash")
 
     mesh.start_processes(chosen.parallel)
-    compilation_cache()
+    set_up_training()
     first = jax.process_index() == 0
     shown = console(options)
     shown.quiet = not first
@@ -133,7 +133,7 @@ def pretrain(
     if jax.process_count() == 1:
         progress.stage("sampling")
         with jax.set_mesh(assembly.mesh):
-            for sample in measures.samples(assembly, prepared, outcome.state.params):
+            for sample in measures.samples(assembly, prepared, outcome.state.evaluated(chosen.optimizer)):
                 events.write("sample", step=outcome.step, **sample)
     count, rows = assembly.count, read_metrics(workdir / METRICS) if jax.process_index() == 0 else []
     seen = outcome.step * chosen.train.batch_size * assembly.raw_length
@@ -158,6 +158,7 @@ def pretrain(
         "data_hash": prepared.data_hash,
         "seed": chosen.seed,
         "kernels": dict(assembly.kernels.names),
+        **flags.record(assembly.mesh, chosen.parallel.kernels),
         **facts,
     }
     if jax.process_index() == 0:

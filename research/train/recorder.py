@@ -1,5 +1,6 @@
 """The numbers of an update, read one step late and handed to the log and to the display."""
 
+import dataclasses
 import math
 import time
 from collections import deque
@@ -26,7 +27,44 @@ class Display(Protocol):
         """What happened, as a line that stays."""
 
     def update(self, step: int, loss: float, tokens_per_second: float, utilisation: float | None) -> None:
-        """The numbers of an update; `utilisation` is the share of the devices' peak, where it is known."""
+        """The numbers of an update; `utilisation` is the share of the devices' peak, see `Utilisation`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Utilisation:
+    """The share of the devices' peak that goes into operations which no implementation can leave out.
+
+    So it counts what the objective needs, `required_flops`: of attention what the pattern lets a position see, and the
+    head where there are targets. Counted in full, a kernel that leaves out hidden blocks would pass for more than it
+    is, and on long sequences for more than the peak. Recomputation does not count.
+
+    Attributes:
+      flops: required a token.
+      peak: FLOP/s of all devices; none where no data sheet is known.
+    """
+
+    flops: float
+    peak: float | None
+
+    @classmethod
+    def of(cls, assembly: Assembly) -> "Utilisation":
+        """Of a run: products in int8 go at most at twice the peak of those in bfloat16."""
+        mesh, model = assembly.mesh, assembly.settings.model
+        peak = devices.peak_flops(mesh.devices.flat[0])
+        rate = 1.0 if model.quantisation == "none" else 2.0
+        return cls(assembly.count.required_flops, peak * mesh.size * rate if peak else None)
+
+    def at(self, tokens_per_second: float) -> float | None:
+        """The share at a speed, none where the peak is not known."""
+        return None if self.peak is None else tokens_per_second * self.flops / self.peak
+
+    def impossible(self, tokens_per_second: float) -> str:
+        """What is said where the share would be above one."""
+        peak = self.peak or math.nan
+        return (
+            f"utilisation is not shown: {tokens_per_second * self.flops / 1e12:.1f} TFLOP/s would be more than the "
+            f"{peak / 1e12:.1f} that these devices are said to reach"
+        )
 
 
 class Recorder:
@@ -36,12 +74,10 @@ class Recorder:
         self, assembly: Assembly, log: MetricsLog | NullLog, display: Display, interval: int, predicted: int = 0
     ) -> None:
         """`predicted` is the number of targets of the updates before, see `predicted_before`."""
-        mesh = assembly.mesh
         self._log, self._display, self._predicted = log, display, predicted
         self._tokens = assembly.settings.train.batch_size * assembly.raw_length
         self._flops = assembly.count.model_flops
-        peak = devices.peak_flops(mesh.devices.flat[0])
-        self._share = None if peak is None else self._flops / (peak * mesh.size)
+        self._utilisation = Utilisation.of(assembly)
         self._previous: tuple[int, Mapping[str, jax.Array]] | None = None
         self._began = time.perf_counter()
         self._times: deque[float] = deque([self._began], maxlen=max(2, min(interval, 50)))
@@ -76,7 +112,11 @@ class Recorder:
         so_far = {"tokens_seen": seen, "tokens_predicted": self._predicted, "model_flops": seen * self._flops}
         timing = {"tokens_per_second": round(speed, 1), "seconds": round(now - self._began, 3)}
         self._log.write(step, {"loss": values["loss"], **values, **so_far, **timing})
-        self._display.update(step, loss, speed, None if self._share is None else speed * self._share)
+        share = self._utilisation.at(speed)
+        if share is not None and share > 1.0:
+            self._display.event(self._utilisation.impossible(speed))
+            self._utilisation, share = Utilisation(self._utilisation.flops, None), None
+        self._display.update(step, loss, speed, share)
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss of update {step} is {loss}: lower optimizer.learning_rate or lengthen the warm-up; "

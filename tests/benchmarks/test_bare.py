@@ -13,6 +13,7 @@ from benchmarks.gate import random_batches
 from benchmarks.shapes import SHAPES, Shape
 from research.train.state import initial_state
 from research.train.step import make_step
+from tests import small
 
 TINY = Shape(embed=32, layers=2, heads=4, mlp=64, vocabulary=320, sequence=24, batch=4)
 
@@ -58,14 +59,14 @@ def test_both_steps_make_the_same_updates(kernels: str) -> None:
         assembly.settings, optimizer=dataclasses.replace(assembly.settings.optimizer, clip_norm=1e9)
     )
     with jax.set_mesh(assembly.mesh):
-        state = jax.jit(lambda: initial_state(settings, assembly.model))()
-        step = jax.jit(make_step(settings, assembly.model, assembly.objective))
+        state = small.jit(lambda: initial_state(settings, assembly.model))()
+        step = small.jit(make_step(settings, assembly.model, assembly.objective))
         rule = bare.optimizer()
         params = bare_weights(state.params)
         moments, bare_step = rule.init(params), bare.make_step(TINY, rule)
-        for tokens in random_batches(TINY)[:3]:
-            state, metrics = step(state, jax.tree.map(jnp.asarray, isoflop.batch_of(tokens)))
-            params, moments, loss = bare_step(params, moments, jnp.asarray(tokens[:, :-1]), jnp.asarray(tokens[:, 1:]))
+        for batch in random_batches(TINY)[:3]:
+            state, metrics = step(state, jax.tree.map(jnp.asarray, isoflop.batch_of(batch)))
+            params, moments, loss = bare_step(params, moments, jnp.asarray(batch.tokens), jnp.asarray(batch.targets))
             np.testing.assert_allclose(float(metrics["loss"]), float(loss), rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), bare_weights(state.params), params)
 

@@ -10,7 +10,9 @@ ROOT = Path(__file__).parents[2]
 SIZES = {"embed": 16, "layers": 2, "heads": 2, "mlp": 32, "vocabulary": 320, "sequence": 16, "batch": 2}
 TINY = [f"--{name}={value}" for name, value in {**SIZES, "rounds": 2, "steps": 2}.items()]
 # The bare step is written for JAX as it comes: not for the suite's strict promotion and its eight devices.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_NUMPY_", "XLA_"))}
+STRICT = ("JAX_NUMPY_", "XLA_", "ISOFLOP_BENCH_")
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(STRICT)}
+PEERS = "nanogpt,huggingface,litgpt,nanodo,maxtext"
 
 
 def benchmark(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -26,10 +28,12 @@ def benchmark(*flags: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_a_benchmark_of_a_tiny_shape(tmp_path: Path) -> None:
-    ran = benchmark("--json", "--kernels", "auto,reference", "--output", str(tmp_path))
+    ran = benchmark("--json", "--kernels", "auto,reference", "--without", PEERS, "--output", str(tmp_path))
     assert ran.returncode == 0, ran.stderr
     (result,) = json.loads(ran.stdout)
     assert list(result["figures"]) == ["bare", "isoflop", "isoflop-reference", "loop"]
+    assert any(line.startswith("nanodo is absent: set ISOFLOP_BENCH_NANODO") for line in result["absent"])
+    assert result["start_from_cached_programs"]["first_step_seconds"] > 0.0
     assert all(len(entry["rounds"]) == 2 for entry in result["records"].values())
     assert 0.0 < result["figures"]["isoflop"]["peak_gigabytes"] < 10.0
     assert result["records"]["isoflop-reference"]["start"]["kernels"]["product"] == "reference"
@@ -40,7 +44,7 @@ def test_a_benchmark_of_a_tiny_shape(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_contestant_that_fails_ends_the_benchmark(tmp_path: Path) -> None:
-    ran = benchmark("--heads=3", "--output", str(tmp_path))
+    ran = benchmark("--heads=3", "--without", f"cached,{PEERS}", "--output", str(tmp_path))
     assert ran.returncode == 1
     assert "the contestant bare ended" in ran.stdout
     assert not list(tmp_path.iterdir())
