@@ -20,11 +20,12 @@ def digests(leaves: Mapping[str, jax.Array]) -> dict[str, tuple[str, bool]]:
     The digest is a sum over elements of a hash of (bits, position), modulo 2^32 and in two lanes. A sum is the same on
     every mesh; one changed element always changes it, swapped or moved ones do but for one case in about 2^64.
     """
-    summaries = {path: _summarize_on(_replicated(leaf))(leaf) for path, leaf in leaves.items()}
-    return {
-        path: (f"{int(values[0]):08x}{int(values[1]):08x}", bool(values[2]))
-        for path, values in jax.device_get(summaries).items()
-    }
+    found = {}
+    for path, leaf in leaves.items():
+        # One after the other: many programs at once, each waiting for other devices, can take all threads of a CPU.
+        values = jax.device_get(_summarize_on(_replicated(leaf))(leaf))
+        found[path] = (f"{int(values[0]):08x}{int(values[1]):08x}", bool(values[2]))
+    return found
 
 
 def _replicated(leaf: jax.Array) -> jax.sharding.Sharding | None:
