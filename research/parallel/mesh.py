@@ -106,7 +106,14 @@ def make_mesh(settings: ParallelSettings, devices: Sequence[jax.Device] | None =
     elif devices[0].platform == "cpu":
         grid = np.asarray(devices).reshape(shape)
     else:
-        grid = mesh_utils.create_device_mesh(shape, devices)
+        try:
+            grid = mesh_utils.create_device_mesh(shape, devices)
+        except NotImplementedError as error:
+            shown = ", ".join(f"parallel.mesh.{axis}={size}" for axis, size in sizes.items() if size != 1)
+            raise UserError(
+                f"{shown} cannot be laid on these {len(devices)} devices: every axis has to be a product of whole "
+                "sides of their torus; change the sizes of the axes"
+            ) from error
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

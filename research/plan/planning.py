@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 from research import config
-from research.errors import UserError
 from research.plan import memory, roofline
 from research.plan.compiled import Compiled, check_compiler, compiled
 from research.plan.compiler import vocabulary_of
@@ -13,7 +12,7 @@ from research.plan.memory import Memory
 from research.plan.roofline import Roofline
 from research.plan.topologies import Topology
 from research.plan.traffic import Flow
-from research.settings import AXES, Settings
+from research.settings import Settings
 from research.train.assembly import Assembly, assemble
 
 SCHEMA = 1
@@ -149,18 +148,7 @@ def assembled(settings: Settings, topology: Topology) -> Assembly:
     Raises:
       UserError: batch, weights or mesh do not divide over the devices, or the mesh cannot be laid on the torus.
     """
-    try:
-        return assemble(settings, vocabulary_of(settings), topology.devices())
-    except NotImplementedError as error:
-        sizes = ", ".join(
-            f"{key}={settings[key]}"
-            for key in (f"parallel.mesh.{axis}" for axis in AXES)
-            if settings[key] not in (None, 1)
-        )
-        raise UserError(
-            f"{sizes or 'parallel.mesh'} cannot be laid on {topology.label}: every axis has to be a product of whole "
-            "sides of the torus; change the sizes of the axes"
-        ) from error
+    return assemble(settings, vocabulary_of(settings), topology.devices())
 
 
 def layout(settings: Settings) -> dict[str, Any]:
