@@ -33,9 +33,8 @@ from research.errors import UserError
 from research.evaluate.heldout import heldout_evaluation
 from research.generate import GAP
 from research.parallel import flags, mesh
-from research.settings import Settings
 from research.train import loop, provenance
-from research.train.assembly import assemble
+from research.train.assembly import Assembly, assemble
 from research.train.metrics import METRICS, EventLog, NullLog, read_events, read_metrics, write_summary
 from research.train.report import write_report
 
@@ -88,11 +87,12 @@ def run(options: argparse.Namespace) -> Result:
                 "data": prepared.data_hash,
             }
         )
+        assembly = assemble(chosen, prepared.tokenizer.vocabulary)  # a mistake leaves no record to be held to
         if first:
             rundir.write_record(workdir, chosen, prepared, facts)
         events.write("start", config_hash=config.scientific_hash(chosen), data_hash=prepared.data_hash, **facts)
         try:
-            result = pretrain(chosen, prepared, workdir, lock, events, progress, facts)
+            result = pretrain(assembly, prepared, workdir, lock, events, progress, facts)
         except UserError as error:
             with contextlib.suppress(UserError):  # a full disk must not hide why the run failed
                 events.write("failed", reason=str(error))
@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> Result:
 
 
 def pretrain(
-    chosen: Settings,
+    assembly: Assembly,
     prepared: Prepared,
     workdir: Path,
     lock: RunLock,
@@ -120,7 +120,7 @@ def pretrain(
     facts: dict[str, Any],
 ) -> dict[str, Any]:
     """Trains, evaluates, samples; writes and returns the summary."""
-    assembly = assemble(chosen, prepared.tokenizer.vocabulary)
+    chosen = assembly.settings
     heldout = measures.heldout_batches(assembly, prepared)
     evaluate = heldout_evaluation(assembly.model, assembly.objective, heldout, assembly.evaluation_batch, assembly.mesh)
     outcome = loop.run(assembly, prepared, workdir, evaluate, lock, events, progress)

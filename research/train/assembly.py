@@ -12,6 +12,7 @@ from research.kernels import Kernels, choose
 from research.models import Model, build, flops
 from research.objectives import Objective, accounting, raw_length
 from research.objectives import build as build_objective
+from research.optim.groups import rate_factors
 from research.parallel import arrays, mesh, rules
 from research.settings import Settings
 from research.vocabulary import Vocabulary
@@ -77,6 +78,7 @@ def assemble(settings: Settings, vocabulary: Vocabulary, devices: Sequence[jax.D
     assembly = Assembly(settings, grid, model.kernels, model, build_objective(settings, vocabulary))
     arrays.check_rows(train.batch_size, train.accumulation, grid)
     arrays.check_rows(assembly.evaluation_batch, 1, grid, key="evaluate.batch_size")
+    rate_factors(settings.optimizer, model.parameters())
     rules.parameter_shardings(model.parameters(), grid, settings.parallel.preset)
     positions = max(assembly.objective.lengths(assembly.raw_length))
     rules.check_positions(positions, grid, length, settings.objective.name)

@@ -41,11 +41,21 @@ def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"data__sequence_length": 10**6}, ["sequence"]),
         ({"tokenizer__vocab_size": 100_000}, ["tokenizer.vocab_size=100000"]),
         ({"objective__name": "maskd"}, ["objective.name='maskd'", "masked"]),
+        ({"optimizer__groups": "nothing=0.5"}, ["optimizer.groups", "nothing=0.5"]),
+        ({"parallel__attention": "splash"}, ["parallel.attention=splash", "TPU"]),
     ],
 )
 def test_settings(corpus: Path, tmp_path: Path, refused: Refused, changes: dict, words: list[str]) -> None:
     said = refused(arguments(tmp_path / "run", corpus, **changes))
     assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize("changes", [{"optimizer__groups": "nothing=0.5"}, {"train__batch_size": 12}])
+def test_a_mistake_leaves_no_record_that_holds_the_next_attempt_to_it(
+    corpus: Path, tmp_path: Path, refused: Refused, changes: dict
+) -> None:
+    refused(arguments(tmp_path / "run", corpus, **changes))
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_empty_corpus(tmp_path: Path, refused: Refused) -> None:
