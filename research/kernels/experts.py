@@ -28,9 +28,15 @@ def reference(
         number, gate, up, down = expert
         share = jnp.sum(jnp.where(chosen == number, shares, jnp.zeros_like(shares)), axis=-1)
         out = (nonlinearity(x @ gate) * (x @ up)) @ down
-        return total + share[:, :, None].astype(out.dtype) * out, None
+        return total + weighted(out, share), None
 
-    return jax.lax.scan(one, jnp.zeros_like(x), (jnp.arange(gate.shape[0]), gate, up, down))[0]
+    start = jnp.zeros(x.shape, jnp.float32)
+    return jax.lax.scan(one, start, (jnp.arange(gate.shape[0]), gate, up, down))[0].astype(x.dtype)
+
+
+def weighted(out: Float[Array, "*rows embed"], share: Float[Array, "*rows"]) -> Float[Array, "*rows embed"]:
+    """Outputs times their shares, in float32: eight bits would shift what the router's gradient rests on."""
+    return out.astype(jnp.float32) * jnp.expand_dims(share, -1).astype(jnp.float32)
 
 
 def capacity(
@@ -87,6 +93,6 @@ def combined(
     shares: Float[Array, "batch seq picks"],
     outputs: Float[Array, "experts batch places embed"],
 ) -> Float[Array, "batch seq embed"]:
-    """What each token gets back from its places."""
-    weighted = slots * shares.swapaxes(1, 2)[..., None, None].astype(slots.dtype)
-    return jnp.einsum("bplxc,xbce->ble", weighted, outputs)
+    """What each token gets back from its places, each of which holds one token at most."""
+    share = jnp.einsum("bplxc,blp->xbc", slots.astype(shares.dtype), shares)
+    return jnp.einsum("bplxc,xbce->ble", slots, weighted(outputs, share).astype(outputs.dtype))

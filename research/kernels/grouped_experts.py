@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 from jaxtyping import Array, Float, Int
 
-from research.kernels.experts import Nonlinearity
+from research.kernels.experts import Nonlinearity, weighted
 
 TILE = 128  # rows that a TPU's kernel takes at least
 BLOCK = 64  # rows of a block; more make larger products, and more rows of nothing
@@ -71,7 +71,7 @@ def grouped(
     rows = x.reshape(-1, embed).at[group.source].get(mode="fill", fill_value=0)
     hidden = nonlinearity(product(rows, gate, group.sizes)) * product(rows, up, group.sizes)
     out = product(hidden, down, group.sizes).at[group.place].get(mode="fill", fill_value=0)
-    return jnp.sum(out * shares.reshape(-1, picks, 1).astype(out.dtype), axis=1).reshape(x.shape)
+    return jnp.sum(weighted(out, shares.reshape(-1, picks)), axis=1).reshape(x.shape).astype(x.dtype)
 
 
 def ragged(

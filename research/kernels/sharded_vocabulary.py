@@ -111,7 +111,9 @@ def _mapped(
             of_table = jax.lax.psum(of_table, remaining)
         if of_bias is not None and bias is not None:
             of_bias = (jax.lax.psum(of_bias, rows) if rows else of_bias).astype(bias.dtype)
-        return sums, (of_hidden, of_table.astype(table.dtype), of_bias)
+        # Before the backward pass of the body goes on: a whole float32 table must not live through it.
+        of_hidden, of_table = jax.lax.optimization_barrier((of_hidden, of_table.astype(table.dtype)))
+        return sums, (of_hidden, of_table, of_bias)
 
     given = (spec(rows, ()), spec(ids, width), spec(ids), spec(rows), spec(rows))
     gradients = (spec(rows, ()), spec(ids, width), spec(ids)) if differentiated else None

@@ -64,8 +64,10 @@ def rotary(
     cosine, sine = jnp.cos(angles), jnp.sin(angles)
     if factor != 1.0:
         cosine, sine = cosine * factor, sine * factor
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1).astype(x.dtype)
+    # Each half is cast by itself, lest the gradient join its halves in float32.
+    first, second = (half.astype(jnp.float32) for half in jnp.split(x, 2, axis=-1))
+    turned = (first * cosine - second * sine, second * cosine + first * sine)
+    return jnp.concatenate([half.astype(x.dtype) for half in turned], axis=-1)
 
 
 # --- absolute ---------------------------------------------------------------------------------------------------------

@@ -26,20 +26,19 @@ def optimizer(
 
     Weight decay goes by the kind of a parameter: norms and biases keep theirs. May be called inside a traced function,
     with traced numbers; the structure of its state does not depend on them. Frozen weights have no state, no part in
-    the norm, and updates of zero.
+    a norm that is computed here, and updates of zero.
 
     The state is float32, but for first moments and momentum, which `optimizer.state_dtype` may make bfloat16: rounded
     at every update they are within 1 % at a decay of at most 0.99. A second moment would stop following: of its last
     change, 1 - beta2, bfloat16 keeps nothing, and at 0.999 its root stays 1.9 times too large after gradients shrank
     to a third (simulated, 1500 updates).
 
-    Its `update` takes `gradient_norm`, the global norm of the gradients, where that is known already.
+    Its `update` takes `gradient_norm`, the global norm of the gradients of what trains, where that is known already.
 
     Raises:
       UserError: `optimizer.groups` does not fit the parameters.
     """
     factors = rate_factors(settings, parameters)
-    frozen = not all(factors.values())
     chain = optax.chain(clip_by_global_norm(hyper.clip_norm), *steps(settings, hyper, parameters, factors))
 
     def init(params: Any) -> Any:
@@ -48,11 +47,10 @@ def optimizer(
     def update(
         gradients: Any, state: Any, params: Any = None, *, gradient_norm: Float[Array, ""] | None = None
     ) -> tuple[Any, Any]:
-        norm = None if frozen else gradient_norm
         # The bias correction of Adam raises a float to the power of an integer count.
         with jax.numpy_dtype_promotion("standard"):
             given, weights = (_float32(trained(tree, factors)) for tree in (gradients, params))
-            moved, state = chain.update(given, state, weights, gradient_norm=norm)
+            moved, state = chain.update(given, state, weights, gradient_norm=gradient_norm)
         found = trees.flatten(moved)
         still = {path: jnp.zeros_like(leaf) for path, leaf in trees.flatten(params).items() if path not in found}
         return jax.tree.map(lambda new, of: new.astype(of.dtype), trees.unflatten(found | still), params), state

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from research import trees
 from research.errors import UserError
 from research.settings import OptimizerSettings
@@ -29,6 +31,12 @@ def rate_factors(settings: OptimizerSettings, paths: Collection[str]) -> dict[st
     if not any(factors.values()):
         raise UserError(f"optimizer.groups={settings.groups} freezes every weight: leave one that trains")
     return factors
+
+
+def without_frozen(settings: OptimizerSettings, gradients: Any) -> Any:
+    """Gradients with zeros for the weights that do not train: they count in no norm, and nothing computes them."""
+    factors = rate_factors(settings, trees.flatten(gradients))
+    return trees.map_with_path(lambda path, leaf: leaf if factors[path] else jnp.zeros_like(leaf), gradients)
 
 
 def trained(tree: Any, factors: Mapping[str, float]) -> Any:

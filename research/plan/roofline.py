@@ -22,6 +22,7 @@ class Roofline:
 
     Attributes:
       model_flops: of all devices, attention in full, nothing computed twice (`research/models/flops.py`).
+      required_flops: the same of what the objective needs: utilisation is counted on these, as in training.
       executed_flops: of all devices, with what is computed again.
       hbm_bytes: that a device reads and writes.
       compute_seconds: of the products at the attainable share of the peak.
@@ -32,6 +33,7 @@ class Roofline:
     """
 
     model_flops: float
+    required_flops: float
     executed_flops: float
     hbm_bytes: float
     compute_seconds: float
@@ -45,8 +47,8 @@ class Roofline:
 
     @property
     def utilisation(self) -> float:
-        """Model FLOPs a second over the peak of all devices."""
-        return self._rate(self.model_flops / (self.devices * self.peak_flops)) if self.peak_flops else 0.0
+        """Required FLOPs a second over the peak of all devices."""
+        return self._rate(self.required_flops / (self.devices * self.peak_flops)) if self.peak_flops else 0.0
 
     @property
     def intensity(self) -> float:
@@ -92,6 +94,7 @@ def roofline(assembly: Assembly, topology: Topology, bytes_of: Memory, flows: Se
     step = parts[slowest] + EXPOSED * sum(networks.values())
     return Roofline(
         model_flops=model,
+        required_flops=tokens * assembly.count.required_flops,
         executed_flops=executed,
         hbm_bytes=moved,
         compute_seconds=compute,

@@ -112,6 +112,8 @@ class OptimizerSettings:
                 f"optimizer.state_dtype={self.state_dtype} is of first moments, and optimizer.name={self.name} keeps "
                 f"none: {remedy}"
             )
+        if self.state_dtype != "float32":
+            self._check_rounded()
         if self.name == "schedule_free":
             self._check_schedule_free()
         assert self.learning_rate_groups is not None  # read for its errors
@@ -127,6 +129,16 @@ class OptimizerSettings:
             raise UserError(
                 f"optimizer.warmup_steps={warmup} and optimizer.decay_steps={self.decay(num_steps)} do not fit into "
                 f"train.num_steps={num_steps}: shorten one or lengthen the run"
+            )
+
+    def _check_rounded(self) -> None:
+        """Of a change of 1 - decay, bfloat16 keeps 1 % at 0.99 and next to nothing above."""
+        key = {"adamw": "beta1", "lion": "beta2"}.get(self.name, "momentum")
+        decay = self.momentum_or_default if key == "momentum" else getattr(self, key)
+        if decay is not None and decay > 0.99:
+            raise UserError(
+                f"optimizer.{key}={decay} is too slow for optimizer.state_dtype={self.state_dtype}, which rounds such "
+                f"small changes away: set optimizer.{key} to at most 0.99, or the type to float32"
             )
 
     def _check_schedule_free(self) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from research import trees
 from research.models import Model, Outputs
 from research.objectives import Objective, Term
-from research.optim import learning_rate, optimizer
+from research.optim import learning_rate, optimizer, without_frozen
 from research.settings import Settings
 from research.train.state import TrainState
 
@@ -55,6 +55,7 @@ def make_step(settings: Settings, model: Model, objective: Objective) -> Step:
             aux = jax.tree.map(lambda values: jnp.max(values, axis=0), aux)
 
         rule = optimizer(settings.optimizer, state.hyper, model.parameters())
+        gradients = without_frozen(settings.optimizer, gradients)
         size = norms("gradient_norm", gradients)
         known = size["gradient_norm"]
         with jax.named_scope("optimizer"):

@@ -35,7 +35,7 @@ def dtypes(variables: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("kernels", [CPU, REFERENCE], ids=["cpu", "reference"])
-@pytest.mark.parametrize("variant", ["llama", "gpt", "bert", "qwen2", "modernbert"])
+@pytest.mark.parametrize("variant", ["llama", "gpt", "bert", "qwen2", "modernbert", "mixtral"])
 def test_every_sum_of_many_values_is_float32(variant: str, kernels: Any) -> None:
     own = VARIANTS[variant] if variant in VARIANTS else FAMILIES[variant]
     of = small.settings({f"model.{name}": value for name, value in own.items()} | BFLOAT16 | {"train.accumulation": 2})

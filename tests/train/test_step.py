@@ -95,6 +95,13 @@ def test_norms_are_those_of_what_happened_by_layer_and_in_all() -> None:
     assert np.isfinite(metrics["attention_logit_max"])
 
 
+def test_frozen_weights_count_in_no_norm_of_gradients() -> None:
+    whole, some = (small.train({"optimizer.groups": groups}, steps=1)[1][0] for groups in ("", "^layers=0"))
+    assert not np.any(some["gradient_norm_by_layer"]) and np.all(whole["gradient_norm_by_layer"] > 0)
+    rest = whole["gradient_norm"] ** 2 - np.sum(whole["gradient_norm_by_layer"] ** 2)
+    np.testing.assert_allclose(some["gradient_norm"] ** 2, rest, rtol=1e-4)
+
+
 def test_dropout_is_a_function_of_seed_and_step() -> None:
     def losses(**fields: Any) -> list[np.ndarray]:
         first = lambda of, step: small.random_batch(of, 0)  # noqa: E731
