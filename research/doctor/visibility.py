@@ -61,7 +61,7 @@ def scene(subject: Subject) -> Scene:
         if name in batch:
             batch[name][0, -max(1, length // 16) :] = 0
     edges = np.flatnonzero(np.any(np.diff(segments, axis=1) != 0, axis=0)) + 1
-    blocks = [start for start, *_ in attention.blocks(Pattern(causal=True), length, length, 0)[1:]]
+    blocks = [start for start, *_ in attention.blocks(Pattern(causal=True), length, length, True)[1:]]
     wanted = [*blocks, *edges.tolist(), *np.linspace(1, length - 1, CUTS).astype(int).tolist()]
     cuts = sorted({cut for cut in wanted[:CUTS] + wanted[-3:] if 0 < cut < length})
     documents = sorted(set(np.unique(segments[segments > 0]).tolist()))

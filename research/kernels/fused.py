@@ -12,10 +12,10 @@ from typing import Literal, cast
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from research.kernels import attention
-from research.kernels.patterns import Pattern
+from research.kernels.attention import Form, Operands
 
 MOST_HEAD_DIM = 128
 
@@ -49,48 +49,23 @@ class Fused:
     implementation: str
 
     def __call__(
-        self,
-        query: Float[Array, "batch query heads head_dim"],
-        key: Float[Array, "batch key kv_heads head_dim"],
-        value: Float[Array, "batch key kv_heads head_dim"],
-        *,
-        pattern: Pattern,
-        query_segments: Int[Array, "batch query"],
-        key_segments: Int[Array, "batch key"],
-        query_offset: Int[Array, ""] | int = 0,
-        key_prefix: Int[Array, "batch key"] | None = None,
-        bias: Float[Array, "heads query key"] | None = None,
-        scale: float | None = None,
-        softcap: float | None = None,
+        self, of: Operands, form: Form
     ) -> tuple[Float[Array, "batch query heads head_dim"], Float[Array, ""] | None]:
         """See `kernels.attention`; the largest logit is not known."""
-        reason = unsupported(self.implementation, query.dtype, query.shape[3], softcap)
+        reason = unsupported(self.implementation, of.query.dtype, of.query.shape[3], form.softcap)
         if reason is not None:
             _say(self.implementation, reason)
-            return attention.blocked(
-                query,
-                key,
-                value,
-                pattern=pattern,
-                query_segments=query_segments,
-                key_segments=key_segments,
-                query_offset=query_offset,
-                key_prefix=key_prefix,
-                bias=bias,
-                scale=scale,
-                softcap=softcap,
-            )
-        aligned = isinstance(query_offset, int) and query_offset == 0 and query.shape[1] == key.shape[1]
-        causal = pattern.causal and not pattern.prefix and aligned  # lets the kernel leave out the hidden half
-        visible = pattern.visible(query_segments, key_segments, query_offset, key_prefix)
+            return attention.blocked(of, form)
+        pattern = form.pattern
+        causal = pattern.causal and not pattern.prefix and of.aligned  # lets the kernel leave out the hidden half
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             out = jax.nn.dot_product_attention(
-                query,
-                key,
-                value,
-                None if bias is None else bias[None].astype(query.dtype),
-                visible[:, None],
-                scale=scale,
+                of.query,
+                of.key,
+                of.value,
+                None if of.bias is None else of.bias[None].astype(of.query.dtype),
+                of.visible(pattern)[:, None],
+                scale=form.scale,
                 is_causal=causal,
                 implementation=cast(Literal["cudnn", "xla"], self.implementation),
             )

@@ -4,12 +4,23 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from research.kernels import ring
-from research.kernels.attention import Attention
+from research.kernels.attention import Attention, Form, Operands
 from research.kernels.layout import Axes, Layout, spec
-from research.kernels.patterns import Pattern
+
+# Of each operand: `r`ows, `h`eads, `q`ueries, `k`eys, or `-` for what is never cut.
+DIMENSIONS = {
+    "query": "rqh-",
+    "key": "rkh-",
+    "value": "rkh-",
+    "query_segments": "rq",
+    "key_segments": "rk",
+    "query_offset": "",
+    "key_prefix": "rk",
+    "bias": "hq-",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +33,7 @@ class Cut:
     keys: Axes
 
     def of(self, names: str) -> Any:
-        """The partition of an array: a letter a dimension, `r`ows, `h`eads, `q`ueries, `k`eys or `-`."""
+        """The partition of an array with these `DIMENSIONS`."""
         axes = {"r": self.rows, "h": self.heads, "q": self.queries, "k": self.keys, "-": ()}
         return spec(*(axes[name] for name in names))
 
@@ -56,58 +67,37 @@ class ShardedAttention:
     around: bool = False
 
     def __call__(
-        self,
-        query: Float[Array, "batch query heads head_dim"],
-        key: Float[Array, "batch key kv_heads head_dim"],
-        value: Float[Array, "batch key kv_heads head_dim"],
-        *,
-        pattern: Pattern,
-        query_segments: Int[Array, "batch query"],
-        key_segments: Int[Array, "batch key"],
-        query_offset: Int[Array, ""] | int = 0,
-        key_prefix: Int[Array, "batch key"] | None = None,
-        bias: Float[Array, "heads query key"] | None = None,
-        scale: float | None = None,
-        softcap: float | None = None,
+        self, of: Operands, form: Form
     ) -> tuple[Float[Array, "batch query heads head_dim"], Float[Array, ""] | None]:
         """See `kernels.attention`."""
-        layout, form = self.layout, {"scale": scale, "softcap": softcap}
-        split = cut(layout, query, key)
-        given = {
-            "query": (query, "rqh-"),
-            "key": (key, "rkh-"),
-            "value": (value, "rkh-"),
-            "query_segments": (query_segments, "rq"),
-            "key_segments": (key_segments, "rk"),
-            "key_prefix": (key_prefix, "rk"),
-            "bias": (bias, "hq-"),
-            "query_offset": (None if isinstance(query_offset, int) else query_offset, ""),
-        }
-        parts = {name: (array, names) for name, (array, names) in given.items() if array is not None}
-        travels = self.around and bool(split.queries) and bool(split.keys) and isinstance(query_offset, int)
+        layout, offset = self.layout, of.query_offset
+        split = cut(layout, of.query, of.key)
+        parts = {name: array for name, array in of._asdict().items() if isinstance(array, jax.Array)}
+        travels = self.around and bool(split.queries) and bool(split.keys) and isinstance(offset, int)
 
-        def local(of: dict[str, Array]) -> tuple[Array, Array | None]:
+        def local(own: dict[str, Array]) -> tuple[Array, Array | None]:
             largest: Array | None
             if travels:
-                static = ring.Form(layout.sequence, layout.size(layout.sequence), pattern, **form)
-                out, largest = ring.ring(static, ring.Operands(**of))
+                around = ring.Around(layout.sequence, layout.size(layout.sequence), form)
+                out, largest = ring.ring(around, Operands(**own))
             else:
-                of = dict(of)
-                offset = of.pop("query_offset", query_offset)
+                own = dict(own)
+                first = own.pop("query_offset", offset)
                 if split.queries:
-                    offset += jax.lax.axis_index(layout.sequence) * of["query"].shape[1]
+                    first += jax.lax.axis_index(layout.sequence) * own["query"].shape[1]
                 if split.keys:
-                    of |= {name: gathered(part, layout.sequence) for name, part in of.items() if "k" in parts[name][1]}
-                out, largest = self.inner(**of, pattern=pattern, query_offset=offset, **form)
+                    of_keys = {name: part for name, part in own.items() if "k" in DIMENSIONS[name]}
+                    own |= {name: gathered(part, layout.sequence) for name, part in of_keys.items()}
+                out, largest = self.inner(Operands(**own, query_offset=first), form)
             return out, None if largest is None else jax.lax.pmax(jax.lax.stop_gradient(largest), layout.axes)
 
         return jax.shard_map(
             local,
             mesh=layout.mesh,
-            in_specs=({name: split.of(names) for name, (_, names) in parts.items()},),
+            in_specs=({name: split.of(DIMENSIONS[name]) for name in parts},),
             out_specs=(split.of("rqh-"), spec()),
             check_vma=False,
-        )({name: array for name, (array, _) in parts.items()})
+        )(parts)
 
 
 def gathered(part: Array, axis: str) -> Array:

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from research.kernels import attention
+from research.kernels.attention import Form, Operands
 from research.kernels.layout import Layout, spec
 from research.kernels.patterns import Pattern
 from research.kernels.sharded_attention import ShardedAttention, cut, gathered
@@ -77,51 +78,31 @@ class Splash:
     key_block: int = KEY_BLOCK
 
     def __call__(
-        self,
-        query: Float[Array, "batch query heads head_dim"],
-        key: Float[Array, "batch key kv_heads head_dim"],
-        value: Float[Array, "batch key kv_heads head_dim"],
-        *,
-        pattern: Pattern,
-        query_segments: Int[Array, "batch query"],
-        key_segments: Int[Array, "batch key"],
-        query_offset: Int[Array, ""] | int = 0,
-        key_prefix: Int[Array, "batch key"] | None = None,
-        bias: Float[Array, "heads query key"] | None = None,
-        scale: float | None = None,
-        softcap: float | None = None,
+        self, of: Operands, form: Form
     ) -> tuple[Float[Array, "batch query heads head_dim"], Float[Array, ""] | None]:
         """See `kernels.attention`; the largest logit is not known."""
-        layout = self.layout
+        layout, pattern, query, key = self.layout, form.pattern, of.query, of.key
         split = None if layout is None else cut(layout, query, key)
         parts = (1, 1) if layout is None or split is None else (layout.size(*split.queries), layout.size(*split.keys))
-        known = isinstance(query_offset, int) and query_offset == 0
-        reason = unsupported(pattern, query.shape[1], key.shape[1], known=known, biased=bias is not None, parts=parts)
+        known = isinstance(of.query_offset, int) and of.query_offset == 0
+        reason = unsupported(
+            pattern, query.shape[1], key.shape[1], known=known, biased=of.bias is not None, parts=parts
+        )
         if reason is not None:
             _say(reason)
             other = attention.blocked if layout is None else ShardedAttention(attention.blocked, layout)
-            return other(
-                query,
-                key,
-                value,
-                pattern=pattern,
-                query_segments=query_segments,
-                key_segments=key_segments,
-                query_offset=query_offset,
-                key_prefix=key_prefix,
-                bias=bias,
-                scale=scale,
-                softcap=softcap,
-            )
-        factor = query.shape[3] ** -0.5 if scale is None else scale
+            return other(of, form)
+        factor = form.factor(query.shape[3])
         heads = 1 if layout is None or split is None else layout.size(*split.heads)
         # A mask that hides nothing is the same for every part of the queries.
         placed = pattern.causal or pattern.window is not None
         count, length = (parts[0], query.shape[1]) if placed else (1, query.shape[1] // parts[0])
         blocks = (self.query_block, self.key_block)
-        static = _Kernel(pattern, length, key.shape[1], query.shape[2], heads, count, softcap, blocks, self.interpret)
+        static = _Kernel(
+            pattern, length, key.shape[1], query.shape[2], heads, count, form.softcap, blocks, self.interpret
+        )
         kernel = static.made()
-        given = (query, key, value, query_segments, key_segments)
+        given = (query, key, of.value, of.query_segments, of.key_segments)
         if layout is None or split is None:
             return _attend(kernel, factor, *given), None
 

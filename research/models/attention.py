@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from research.kernels import ATTENTION, Kernels, Pattern
+from research.kernels import Kernels, Pattern
+from research.kernels.attention import Form, Operands
 from research.models import layers, positions
 from research.parameters import Parameter
 from research.settings import ModelSettings
@@ -133,19 +134,23 @@ class Attention(nn.Module):
             kept = (key, value)
             if prefix is not None:  # what was decoded before is seen in any case
                 prefix = jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(key_segments), prefix, offset, axis=1)
-        query, key, value = (checkpoint_name(x, ATTENTION) for x in (query, key, value))
+        query, key, value = (checkpoint_name(x, layers.HEADS) for x in (query, key, value))
         out, logit_max = self.kernels.attention(
-            query,
-            key,
-            value,
-            pattern=pattern.within(settings.attention_window) if self.local else pattern,
-            query_segments=places.segment_ids,
-            key_segments=key_segments,
-            query_offset=offset if cache is not None else 0,
-            key_prefix=prefix,
-            bias=bias,
-            scale=settings.attention_scale,
-            softcap=settings.attention_softcap,
+            Operands(
+                query,
+                key,
+                value,
+                places.segment_ids,
+                key_segments,
+                query_offset=offset if cache is not None else 0,
+                key_prefix=prefix,
+                bias=bias,
+            ),
+            Form(
+                pattern.within(settings.attention_window) if self.local else pattern,
+                settings.attention_scale,
+                settings.attention_softcap,
+            ),
         )
         return returned(self.kernels, out, weights), logit_max, kept
 
@@ -166,16 +171,10 @@ class CrossAttention(nn.Module):
         query = projected(self.kernels, self.settings, x, weights, "query")
         query = self.constrain(query, ("batch", "sequence", "heads", "head_dim"))
         key, value = memory.kept or remembered(self.kernels, self.settings, memory.hidden, weights)
-        query, key, value = (checkpoint_name(x, ATTENTION) for x in (query, key, value))
+        query, key, value = (checkpoint_name(x, layers.HEADS) for x in (query, key, value))
         out, logit_max = self.kernels.attention(
-            query,
-            key,
-            value,
-            pattern=EVERYTHING,
-            query_segments=segment_ids,
-            key_segments=memory.segment_ids,
-            scale=self.settings.attention_scale,
-            softcap=self.settings.attention_softcap,
+            Operands(query, key, value, segment_ids, memory.segment_ids),
+            Form(EVERYTHING, self.settings.attention_scale, self.settings.attention_softcap),
         )
         return returned(self.kernels, out, weights), logit_max
 

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 from research.parameters import Parameter
 from research.settings import ModelSettings
 
-# Names of what a block computes, for policies of rematerialisation: the residual stream between its branches, and what
-# is as wide as the MLP. What attention keeps is named by its kernel.
-STREAM, WIDE = "stream", "wide"
+# Names of what a block computes, for policies of rematerialisation: queries, keys and values, the residual stream
+# between its branches, and what is as wide as the MLP. What attention makes of its heads is named by its kernel.
+HEADS, STREAM, WIDE = "heads", "stream", "wide"
 
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
 

@@ -23,12 +23,13 @@ Params = Mapping[str, Any]
 _keeping = jax.checkpoint_policies.save_only_these_names
 # What the backward pass finds, by `parallel.remat`; the input of each block besides.
 POLICIES: dict[str, Any] = {
-    "dots": _keeping(ATTENTION, layers.STREAM, layers.WIDE),
-    "most": _keeping(ATTENTION, layers.WIDE),
-    "narrow": _keeping(ATTENTION, layers.STREAM),
+    "dots": _keeping(layers.HEADS, ATTENTION, layers.STREAM, layers.WIDE),
+    "most": _keeping(layers.HEADS, ATTENTION, layers.WIDE),
+    "narrow": _keeping(layers.HEADS, ATTENTION, layers.STREAM),
+    "heads": _keeping(layers.HEADS),
     "full": None,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[ATTENTION],
+        names_which_can_be_saved=[layers.HEADS, ATTENTION],
         names_which_can_be_offloaded=[layers.STREAM, layers.WIDE],
         offload_src="device",
         offload_dst="pinned_host",

@@ -11,19 +11,24 @@ from collections.abc import Mapping
 
 from jax.sharding import Mesh
 
-VERSION = 1  # goes up with every change of a value below
+from research.parallel.chips import chip_of
+
+VERSION = 2  # goes up with every change of a value below
 
 Option = bool | int | str
 
-# Gathers and reductions of weights run beside the products that come before and after them.
+# Reductions over replicas run beside the backward pass, gathers beside products.
 _TPU: dict[str, Option] = {
-    "xla_tpu_enable_async_collective_fusion": True,
-    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
-    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     "xla_tpu_overlap_compute_collective_tc": True,
     "xla_enable_async_all_gather": True,
     "xla_tpu_enable_data_parallel_all_reduce_opt": True,
     "xla_tpu_data_parallel_opt_different_sized_ops": True,
+}
+# Gathers fused with the products beside them. On other TPUs libtpu 0.0.50 refuses it, for fear of wrong results.
+_V5E = _TPU | {
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
 }
 _GPU: dict[str, Option] = {
     "xla_gpu_enable_latency_hiding_scheduler": True,
@@ -36,11 +41,12 @@ _GPU: dict[str, Option] = {
     "xla_gpu_reduce_scatter_combine_threshold_bytes": 33_554_432,
     "xla_gpu_all_reduce_combine_threshold_bytes": 134_217_728,
 }
-# By platform: for one device, and for several.
+# By chip (`research.parallel.chips`), else by platform: for one device, and for several.
 OPTIONS: dict[str, tuple[dict[str, Option], dict[str, Option]]] = {
     "cpu": ({}, {}),
     "gpu": ({"xla_gpu_enable_triton_gemm": False}, _GPU),
     "tpu": ({}, _TPU),
+    "v5e": ({}, _V5E),
 }
 # Of NCCL, which reads them when the first communicator is made: fewer bytes for buffers, all protocols.
 ENVIRONMENT: dict[str, str] = {
@@ -57,7 +63,7 @@ def named_by_user(environment: Mapping[str, str]) -> set[str]:
 
 
 def compiler_options(mesh: Mesh, kernels: str = "auto") -> dict[str, Option]:
-    """Options for `lowered.compile(compiler_options=...)` on a mesh's platform, without those that the user names.
+    """Options for `lowered.compile(compiler_options=...)` on a mesh's devices, without those that the user names.
 
     Args:
       mesh: the devices.
@@ -65,8 +71,10 @@ def compiler_options(mesh: Mesh, kernels: str = "auto") -> dict[str, Option]:
     """
     if kernels == "reference":
         return {}
-    platform = mesh.devices.flat[0].platform
-    single, several = OPTIONS[{"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)]
+    device = mesh.devices.flat[0]
+    chip = chip_of(device.device_kind)
+    platform = {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform)
+    single, several = OPTIONS[chip.name if chip is not None and chip.name in OPTIONS else platform]
     taken = named_by_user(os.environ)
     return {name: value for name, value in (single if mesh.size == 1 else several).items() if name not in taken}
 

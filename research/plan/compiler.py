@@ -45,9 +45,13 @@ def devices_of(topology: Topology) -> list[Any]:
         return jax.devices("cpu")[: topology.num_devices]
     from jax.experimental import topologies
 
-    slices = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    # A side that is not said to be a ring is taken for a line, over which other algorithms gather.
+    rings = [topology.chip.wraps(topology.shape, side) for side in range(len(topology.shape))]
+    described: dict[str, Any] = {"wrap": (*rings, False)[:3]}
+    if topology.slices > 1:
+        described["num_slices"] = topology.slices
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **slices)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **described)
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

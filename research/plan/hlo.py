@@ -141,8 +141,8 @@ def parse(text: str) -> Module:
             current = head[2]
             computations[current] = {}
             entry = current if head[1] else entry
-        elif line == "}":  # attributes of kernels run over several lines, some of which begin with a brace
-            current = ""
+        elif line == "}" or line.startswith("}, execution_thread="):
+            current = ""  # attributes of kernels run over several lines, some of which begin with a brace
         elif current and (instruction := _instruction(line)):
             computations[current][instruction.name] = instruction
             if line.lstrip().startswith("ROOT "):
@@ -219,7 +219,8 @@ def replica_groups(attributes: str, num_devices: int) -> Int[np.ndarray, "groups
     """Groups of devices in any of the forms that XLA writes.
 
     Lists `{{0,1},{2,3}}` (empty: all devices), a reshaped and transposed range `[2,2]<=[4]T(1,0)`, and axes of a mesh
-    `mesh['a'=2,'b'=2] {'b'}`, whose axes may be parts `'b':(1)2` and whose devices may be given as a list or range.
+    `mesh['a'=2,'b'=2] {'b'}`, whose axes may be parts `'b':(1)2` and whose devices may be given as a list, as a range,
+    or as a range of the mesh's own shape, `[2,2]T(1,0)`.
     """
     if listed := re.search(r"replica_groups=\{((?:\{[\d,\s]*\},?\s*)*)\}", attributes):
         rows = [[int(number) for number in row.split(",")] for row in re.findall(r"\{([\d,\s]+)\}", listed[1])]
@@ -234,6 +235,8 @@ def replica_groups(attributes: str, num_devices: int) -> Int[np.ndarray, "groups
         ranged_ids = re.search(r"\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?", meshed[2])
         assert ranged_ids is not None, meshed[2]
         devices = _range(ranged_ids[0]).reshape(-1)
+    elif turned := re.search(r"\[[\d,]+\]T\([\d,]+\)", meshed[2]):
+        devices = _range(f"[{devices.size}]<={turned[0]}")
     elif numbers := re.findall(r"\d+", meshed[2]):
         devices = np.array([int(number) for number in numbers])
     return _along(devices, sizes, re.findall(r"'?([\w.]+)'?(?::\((\d+)\)(\d+))?", meshed[3]))

@@ -114,7 +114,7 @@ class Plan:
             "flows_from": "compiler" if self.counted else "analysis",
             "unknown_loops": list(made.unknown_loops) if made else [],
             "custom_kernels": made.custom_kernels if made else None,
-            "flops": {"model": roof.model_flops, "executed": roof.executed_flops},
+            "flops": {"model": roof.model_flops, "required": roof.required_flops, "executed": roof.executed_flops},
             "estimate": {
                 "step_seconds": roof.step_seconds,
                 "compute_seconds": roof.compute_seconds,

@@ -42,9 +42,9 @@ class ParallelSettings:
     remat: str = setting(
         "none",
         "what the backward pass computes again: nothing (none), what lies between matrix products (dots), attention's "
-        "output projection too (most), the MLP's inner products instead (narrow), everything (full); offload: as dots, "
-        "but kept in the host's memory",
-        choices=("none", "dots", "most", "narrow", "full", "offload"),
+        "output projection too (most), the MLP's inner products instead (narrow), all but queries, keys and values "
+        "(heads), everything (full); offload: as dots, but kept in the host's memory",
+        choices=("none", "dots", "most", "narrow", "heads", "full", "offload"),
         execution=True,
     )
     kernels: str = setting(

@@ -45,14 +45,14 @@ def wrapped(owner: Any, name: str, change: Callable[..., Any]) -> Break:
     return apply
 
 
-def backend(name: str, change: Callable[..., dict[str, Any]]) -> Break:
-    """Changes the named arguments of an attention backend, wherever it is used."""
+def backend(name: str, change: Callable[[attention.Operands], attention.Operands]) -> Break:
+    """Changes the operands of an attention backend, wherever it is used."""
 
     def apply(patch: pytest.MonkeyPatch) -> None:
         original = attention.BACKENDS[name]
 
-        def other(*given: Any, **named: Any) -> Any:
-            return original(*given, **(named | change(**named)))
+        def other(of: attention.Operands, form: attention.Form) -> Any:
+            return original(change(of), form)
 
         patch.setitem(attention.BACKENDS, name, other)
         if choice.CPU.attention is original:
@@ -65,13 +65,12 @@ def one_ahead(original: Any, self: Pattern, query: Any, key: Any, offset: Any = 
     return original(self, query, key, offset + 1, prefix)
 
 
-def one_document(**named: Any) -> dict[str, Any]:
-    return {name: jnp.ones_like(named[name]) for name in ("query_segments", "key_segments")}
+def one_document(of: attention.Operands) -> attention.Operands:
+    return of._replace(query_segments=jnp.ones_like(of.query_segments), key_segments=jnp.ones_like(of.key_segments))
 
 
-def all_memory(**named: Any) -> dict[str, Any]:
-    same = named["query_segments"] is named["key_segments"]
-    return {} if same else one_document(**named)
+def all_memory(of: attention.Operands) -> attention.Operands:
+    return of if of.query_segments is of.key_segments else one_document(of)
 
 
 def unshifted(original: Any, self: Causal, windows: Any, draws: Any) -> dict[str, np.ndarray]:

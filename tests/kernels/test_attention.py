@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from research.kernels import Pattern, attention
+from research.kernels.attention import Form, Operands
 from tests.small import assert_close
 
 KERNELS = attention.BACKENDS
@@ -68,7 +69,7 @@ def compiled(kernel: str, pattern: Pattern, known: bool) -> Any:
     """`known`: the first query's place is known when compiling, which lets a kernel leave out what is hidden."""
 
     def run(q: Any, k: Any, v: Any, queries: Any, keys: Any, offset: Any) -> Any:
-        return KERNELS[kernel](q, k, v, pattern=pattern, query_segments=queries, key_segments=keys, query_offset=offset)
+        return KERNELS[kernel](Operands(q, k, v, queries, keys, offset), Form(pattern))
 
     return jax.jit(run, static_argnums=5) if known else jax.jit(run)
 
@@ -147,14 +148,10 @@ class TestEveryKernel:
         flags = np.array([[1, 1, 0, 1, 0, 0]] * 2, np.int32)
         pattern, ids = Pattern(causal=True, prefix=True), segments(THREE)
         out, _ = KERNELS[kernel](
-            *map(jnp.asarray, (query, key, value)),
-            pattern=pattern,
-            query_segments=ids,
-            key_segments=ids,
-            key_prefix=jnp.asarray(flags),
-            bias=jnp.asarray(bias),
-            scale=0.7,
-            softcap=2.0,
+            Operands(
+                *map(jnp.asarray, (query, key, value)), ids, ids, key_prefix=jnp.asarray(flags), bias=jnp.asarray(bias)
+            ),
+            Form(pattern, scale=0.7, softcap=2.0),
         )
         seen = shown(["xx....", "xx....", "..xx..", "..xx..", "..xxx.", ".....x"])
         np.testing.assert_array_equal(pattern.visible(ids, ids, 0, jnp.asarray(flags))[0], seen)

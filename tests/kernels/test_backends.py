@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from research.kernels import Pattern, attention, fused, splash
+from research.kernels.attention import Form, Operands
 from research.kernels.sharded_attention import ShardedAttention
 from tests.kernels.meshes import layout
 from tests.small import assert_close, jit
@@ -89,8 +90,7 @@ def run(backend: attention.Attention, case: Case) -> tuple[jax.Array, jax.Array 
     floats = {name: array for name, array in of.items() if jnp.issubdtype(array.dtype, jnp.floating)}
 
     def along(floats: dict[str, jax.Array], of: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
-        known = {"pattern": case.pattern, "scale": case.scale, "softcap": case.softcap}
-        out, largest = backend(**{**of, **floats}, **known)
+        out, largest = backend(Operands(**of | floats), Form(case.pattern, case.scale, case.softcap))
         return jnp.sum(out * direction), (out, largest)
 
     (_, (out, largest)), gradients = jit(jax.value_and_grad(along, has_aux=True))(floats, of)
@@ -126,10 +126,11 @@ def test_a_single_prompt_is_attended_to_on_a_mesh_that_does_not_divide_it() -> N
     rng = np.random.default_rng(0)
     query, key, value = (jnp.asarray(rng.normal(size=(1, n, HEADS, WIDTH)), jnp.float32) for n in (1, 9, 9))
     ids = jnp.asarray([[1, 1, 1, 1, 1, 0, 0, 0, 0]], jnp.int32)
-    known = {"pattern": Pattern(causal=True), "query_segments": ids[:, :1], "key_segments": ids}
 
     def attend(backend: attention.Attention) -> Any:
-        return jit(lambda offset: backend(query, key, value, query_offset=offset, **known))(jnp.asarray(4, jnp.int32))
+        of = Operands(query, key, value, ids[:, :1], ids)
+        run = jit(lambda offset: backend(of._replace(query_offset=offset), Form(Pattern(causal=True))))
+        return run(jnp.asarray(4, jnp.int32))
 
     for backend in (
         ShardedAttention(attention.blocked, layout("tp", **TURNS), around=True),
@@ -143,7 +144,7 @@ def test_bfloat16_heads_of_any_width_reach_the_kernel_padded() -> None:
     of = {name: array.astype(jnp.bfloat16) if array.ndim == 4 else array for name, array in of.items()}
     blocks = splash.Splash(None, interpret=True, query_block=128, key_block=256)
     found, wanted = (
-        jit(lambda of, b=b: b(**of, pattern=Pattern(causal=True))[0])(of) for b in (blocks, attention.reference)
+        jit(lambda of, b=b: b(Operands(**of), Form(Pattern(causal=True)))[0])(of) for b in (blocks, attention.reference)
     )
     assert found.dtype == jnp.bfloat16 and found.shape == wanted.shape
     np.testing.assert_allclose(np.asarray(found, np.float32), np.asarray(wanted, np.float32), rtol=2**-6, atol=2**-6)
@@ -200,8 +201,8 @@ def test_the_fused_kernel_is_what_a_gpu_s_program_calls(monkeypatch: pytest.Monk
     ids = jax.ShapeDtypeStruct((2, 256), jnp.int32)
 
     def total(query: Any, key: Any, value: Any, ids: Any) -> Any:
-        known = {"pattern": Pattern(causal=True), "query_segments": ids, "key_segments": ids}
-        return jnp.sum(fused.Fused("cudnn")(query, key, value, **known)[0].astype(jnp.float32))
+        of = Operands(query, key, value, ids, ids)
+        return jnp.sum(fused.Fused("cudnn")(of, Form(Pattern(causal=True)))[0].astype(jnp.float32))
 
     program = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(heads, keys, keys, ids)
     text = program.lower(lowering_platforms=("cuda",)).as_text()

@@ -212,6 +212,7 @@ def test_only_a_model_without_positions_does_not_know_the_order(variant: str) ->
         ("llama", {"remat": "dots"}),
         ("llama", {"remat": "most"}),
         ("llama", {"remat": "narrow"}),
+        ("llama", {"remat": "heads"}),
         ("llama", {"remat": "full"}),
         ("llama", {"remat": "full", "scan": 0}),
         ("llama", {"remat": "offload"}),
@@ -233,7 +234,9 @@ def equations(jaxpr: Any) -> Iterator[Any]:
             yield from equations(inner)
 
 
-@pytest.mark.parametrize(("remat", "again"), [("none", 0), ("dots", 1), ("most", 2), ("narrow", 3), ("full", 8)])
+@pytest.mark.parametrize(
+    ("remat", "again"), [("none", 0), ("dots", 1), ("most", 2), ("narrow", 3), ("heads", 5), ("full", 8)]
+)
 def test_the_backward_pass_computes_again_what_it_says(remat: str, again: int) -> None:
     """Each layer has nine products (seven projections, two of attention), the last of which no gradient needs.
 

@@ -15,6 +15,7 @@ import pytest
 import tests
 from research.errors import UserError
 from research.parallel import flags, mesh
+from research.plan import topologies
 from research.settings import Settings
 from research.train.assembly import assemble
 from tests import small
@@ -167,6 +168,15 @@ def test_options_are_those_of_the_platform_that_the_user_does_not_name(monkeypat
     assert kept["flags_version"] == flags.VERSION and kept["compiler_options"] == {"xla_two": 2}
 
 
+@pytest.mark.parametrize(("topology", "fused"), [("v4:2x2x1", 0), ("v5e:2x2", 3), ("v5p:2x2x1", 0), ("v6e:2x2", 0)])
+def test_gathers_are_fused_with_products_where_the_compiler_takes_it(topology: str, fused: int) -> None:
+    made = jax.sharding.Mesh(np.array(topologies.parse(topology).devices()), ("fsdp",))
+    options = flags.compiler_options(made)
+    assert sum(name.startswith("xla_tpu_enable_async_collective_fusion") for name in options) == fused
+    assert options["xla_enable_async_all_gather"] is True
+    assert flags.compiler_options(jax.sharding.Mesh(made.devices[:1], ("fsdp",))) == {}
+
+
 def test_variables_that_are_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     first, *rest = flags.ENVIRONMENT
     monkeypatch.setenv(first, "mine")
@@ -180,6 +190,6 @@ def test_variables_that_are_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_the_compiler_knows_every_option(platform: str) -> None:
-    """XLA's own, which every build of it parses; a TPU's are tried with its compiler."""
+    """XLA's own, which every build of it parses; `tests/tpu_aot` tries a TPU's with its compiler."""
     for options in flags.OPTIONS[platform]:
         jax.jit(jax.numpy.negative, compiler_options=options or None)(1.0)

@@ -159,6 +159,7 @@ def test_a_conditional_counts_as_its_costliest_branch() -> None:
         ("replica_groups=mesh['a'=8] {'a':(1)2}, x", [[0, 4], [1, 5], [2, 6], [3, 7]]),
         ("replica_groups=mesh['a'=8] {'a':(2)4}, x", [[0, 1, 2, 3], [4, 5, 6, 7]]),
         ("replica_groups=mesh['a'=4,'b'=2], device_ids=([8]<=[2,4]T(1,0)) {'b'}, x", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}, x", [[0, 4], [1, 5], [2, 6], [3, 7]]),
     ],
 )
 def test_every_form_of_replica_groups(written: str, expected: list[list[int]]) -> None:
@@ -166,6 +167,10 @@ def test_every_form_of_replica_groups(written: str, expected: list[list[int]]) -
 
 
 ASYNCHRONOUS = """HloModule m
+
+%scattered (p.0: s32[8]) -> s32[8] {
+  ROOT %p.0 = s32[8]{0:T(256)} parameter(0)
+}, execution_thread="sparsecore"
 
 %start (p: f32[256]) -> (f32[256], f32[1024]) {
   %p = f32[256]{0:T(256)} parameter(0)

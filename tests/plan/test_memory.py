@@ -38,6 +38,25 @@ def test_state_by_kind_is_what_the_weights_say() -> None:
     assert found[memory.BATCH] == 5 * 4 * 16 * 16 // 8
 
 
+@pytest.mark.parametrize(
+    ("shape", "stored"),
+    [
+        ((32, 64, 11008), 32 * 64 * 11008),
+        ((24, 4096, 64), 24 * 64 * 4096),  # turned round
+        ((24, 64, 16, 64), 24 * 64 * 16 * 128),
+        ((30522, 64), 64 * 30592),
+        ((2, 64), 2 * 128),
+        ((3, 200), 4 * 256),
+        ((1024,), 1024),
+        ((64,), 128),
+        ((), 128),
+    ],
+)
+def test_a_tpu_stores_whole_tiles(shape: tuple[int, ...], stored: int) -> None:
+    """As compiled for v5e: `f32[24,4096,64]{1,2,0:T(8,128)}`, `f32[24,64,16,64]{3,2,1,0:T(8,128)}`, and so on."""
+    assert memory.tiled_size(shape) == stored
+
+
 def test_estimates_are_near_what_the_compiler_needs() -> None:
     assembly, stats = compiled("fsdp")
     assert 0.5 < sum(memory.estimates(assembly).values()) / stats.temp_size_in_bytes < 2.0

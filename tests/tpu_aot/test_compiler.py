@@ -32,8 +32,13 @@ SMALL = {
     "parallel.preset": "fsdp",
 }
 PUBLISHED: dict[str, tuple[str, str, int, dict[str, Any]]] = {
-    "llama-7b": ("causal", "v5p:4x4x4", 1, {"train.batch_size": 256, "parallel.remat": "dots"}),
-    "llama-7b on v5e": ("causal", "v5e:16x16", 1, {"train.batch_size": 256, "parallel.remat": "full"}),
+    "llama-7b": ("causal", "v5p:4x4x4", 1, {"train.batch_size": 256, "parallel.remat": "most"}),
+    "llama-7b on v5e": (
+        "causal",
+        "v5e:16x16",
+        1,
+        {"train.batch_size": 1024, "data.sequence_length": 2048, "parallel.remat": "heads"},
+    ),
     "llama-70b": ("causal", "v5p:8x8x8", 1, {"train.batch_size": 1024, "parallel.remat": "full"}),
     "llama-70b in two slices": (
         "causal",
@@ -55,6 +60,12 @@ PUBLISHED: dict[str, tuple[str, str, int, dict[str, Any]]] = {
     ),
     "bert-large": ("masked", "v5e:4x4", 1, {"parallel.remat": "dots"}),
 }
+
+
+# Bytes of a device (arguments, temporaries and program) that MaxText's published settings need for the same chips,
+# tokens and recomputation: llama2-7b, 4 sequences a chip, of 4096 with `remat_policy=minimal` on v5p-128 (64 chips), of
+# 2048 with `save_qkv_proj` on v5e-256; compiled by JAX 0.12.0 with libtpu 0.0.50.
+MAXTEXT = {"llama-7b": 52.22e9, "llama-7b on v5e": 12.39e9}
 
 
 @functools.cache
@@ -84,6 +95,19 @@ def test_fsdp_moves_what_a_hand_count_says() -> None:
     assert gathers + scatters[2] <= sent <= 1.15 * (gathers + scatters[4])
 
 
+def test_over_rings_weights_are_gathered_and_not_added_up() -> None:
+    """A torus that the compiler takes for lines gathers by adding up padded shards: twice the bytes."""
+    found = planned("v5p:4x4x4", train__batch_size=64)
+    gathered = sum(flow.bytes for flow in found.flows if flow.kind == "all-gather")
+    layers = 2 * (4 * 512 * 512 + 3 * 512 * 2048)  # weights of both, gathered forwards and backwards in bfloat16
+    assert gathered >= 2 * layers * 2 * 63 / 64
+
+
+def test_a_chip_is_given_options_that_its_compiler_takes() -> None:
+    made = planned("v6e:2x2").compiled
+    assert made is not None and made.kernels["attention"] == "splash" and made.custom_kernels >= 2
+
+
 def test_what_does_not_fit_is_refused_with_a_change_that_compiles() -> None:
     found = planned("v5e:2x2", model__num_layers=16, data__sequence_length=2048, train__batch_size=128)
     assert not found.fits
@@ -105,13 +129,9 @@ def test_published_models_fit(name: str) -> None:
     objective, topology, slices, changes = PUBLISHED[name]
     recipe = config.load_recipe(f"configs/{objective}.py:{name.split(' ')[0]}")
     given = {"parallel.preset": "fsdp", "model.compute_dtype": "bfloat16", **changes}
-    if name == "llama-7b on v5e":
-        given["data.sequence_length"] = 2048
     settings = search.changed(config.to_settings(recipe), given)
     found = planning.plan(settings, topologies.parse(topology, slices))
     assert found.fits and found.compiled is not None
     assert found.compiled.kernels["attention"] == "splash" and found.compiled.custom_kernels >= 2
     assert found.memory.given == pytest.approx(found.compiled.memory["argument"], rel=0.03)
-    most = {"llama-7b": 49.3, "llama-7b on v5e": 10.8}.get(name)
-    if most is not None:  # MaxText's published settings, compiled the same way
-        assert found.needed <= most * 1e9
+    assert found.needed <= MAXTEXT.get(name, found.capacity)
