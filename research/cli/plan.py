@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> "Result":
 def show(shown: Console, name: str, plan: "Plan", ranked: Sequence["Candidate"]) -> None:
     """The plan, for a person."""
     from research.plan import roofline
-    from research.train.report import quantity
+    from research.train.page import quantity
 
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.assembly.mesh.shape.items() if size > 1)
     parallel, train = plan.settings.parallel, plan.settings.train
@@ -148,8 +148,7 @@ def flow_table(plan: "Plan") -> Table:
 
 def show_estimate(shown: Console, plan: "Plan") -> None:
     """Time, utilisation, cost."""
-    from research.plan.page import duration
-    from research.train.report import quantity
+    from research.train.page import duration, quantity
 
     roof, steps = plan.roofline, plan.settings.train.num_steps
     if not roof.step_seconds:
@@ -168,8 +167,8 @@ def show_estimate(shown: Console, plan: "Plan") -> None:
 
 def ranking_table(ranked: Sequence["Candidate"]) -> Table:
     """Layouts that fit, the fastest first."""
-    from research.plan.page import duration
     from research.plan.search import describe
+    from research.train.page import duration
 
     table = _table("layouts that fit", "step", "GiB", "by", numbers={"step", "GiB"})
     for found in ranked[:SHOWN]:

@@ -1,9 +1,7 @@
 """A plan as one HTML page without scripts: read on a phone, printed on paper."""
 
 import html
-import re
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 from research.plan import roofline
@@ -11,7 +9,7 @@ from research.plan.planning import Plan, layout
 from research.plan.search import Candidate, describe
 from research.plan.topologies import wire
 from research.train.metrics import write_text
-from research.train.report import quantity
+from research.train.page import duration, fill, quantity
 
 
 def write_page(path: Path, name: str, plan: Plan, ranked: Sequence[Candidate] = (), refusal: str = "") -> None:
@@ -42,10 +40,8 @@ def write_page(path: Path, name: str, plan: Plan, ranked: Sequence[Candidate] = 
         "assumptions": "".join(f"<li>{html.escape(line)}</li>" for line in roofline.assumptions(plan.topology)),
         "provenance": provenance(plan),
     }
-    template = resources.files("research.plan").joinpath("page_template.html").read_text(encoding="utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # One pass, so that nothing which is put in is itself taken for a slot.
-    write_text(path, re.sub(r"\{\{(\w+)\}\}", lambda slot: slots[slot[1]], template))
+    write_text(path, fill("research.plan", "page_template.html", slots))
 
 
 def tiles(plan: Plan) -> str:
@@ -56,7 +52,7 @@ def tiles(plan: Plan) -> str:
         cost = "" if plan.price is None else f"{plan.price * roof.chip_hours(steps):,.0f} at {plan.price:g} an hour"
         shown += [
             ("Step", duration(roof.step_seconds), f"estimate, bound by {roof.bound}"),
-            ("Utilisation", f"{roof.utilisation:.0%}", "model FLOPs over peak"),
+            ("Utilisation", f"{roof.utilisation:.0%}", "required FLOPs over peak"),
             ("Throughput", quantity(86_400 * roof.tokens_per_second), "tokens a day"),
             ("Run", duration(86_400 * roof.days(steps)), f"{steps:,} steps"),
             ("Chip-hours", quantity(roof.chip_hours(steps)), cost),
@@ -193,11 +189,3 @@ def amount(size: float | int) -> str:
         if size >= 0.1 * 2**power:
             return f"{size / 2**power:.3g} {unit}"
     return f"{size:.0f} B"
-
-
-def duration(seconds: float) -> str:
-    """`12 ms`, `3.4 s`, `5.2 h`, `21 days`."""
-    for size, unit in ((86_400 * 2, "days"), (7200, "h"), (120, "min")):
-        if seconds >= size:
-            return f"{seconds / {'days': 86_400, 'h': 3600, 'min': 60}[unit]:.3g} {unit}"
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"

@@ -7,15 +7,15 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
 from research.config import KEYS, read_json
 from research.train import charts, curves, markdown
 from research.train.metrics import EVENTS, METRICS, SUMMARY, iterate_metrics, read_events, write_text
+from research.train.page import fill, is_number, quantity, section
 
 REPORT = "report.html"
 MAX_EVENTS, MAX_SAMPLES = 200, 12
@@ -59,15 +59,15 @@ class Run:
 
     def evaluations(self) -> list[Mapping[str, Any]]:
         """Held-out figures by step, of the run as it stands: each step's last, none of steps that were taken back."""
-        found = [event for event in self.events if event["event"] == "evaluate" and _is_number(event.get("step"))]
+        found = [event for event in self.events if event["event"] == "evaluate" and is_number(event.get("step"))]
         by_step = {event["step"]: event for event in found if event["step"] <= self.step}
         return [{"heldout_perplexity": _exp(by_step[n].get("heldout_loss")), **by_step[n]} for n in sorted(by_step)]
 
     def heldout(self, name: str) -> int | float | None:
         """The latest held-out figure of a name."""
-        found = [e[name] for e in self.evaluations() if _is_number(e.get(name))]
+        found = [e[name] for e in self.evaluations() if is_number(e.get(name))]
         last = self.final.get(name)
-        return last if _is_number(last) else (found[-1] if found else None)
+        return last if is_number(last) else (found[-1] if found else None)
 
     def baseline_bits(self) -> dict[str, int | float]:
         """Bits per byte of the n-gram models, by name."""
@@ -77,7 +77,7 @@ class Run:
         return {
             _BASELINES.get(name.removesuffix(ends), name.removesuffix(ends)): value
             for name, value in named.items()
-            if name.endswith(ends) and _is_number(value)
+            if name.endswith(ends) and is_number(value)
         }
 
     def status(self) -> tuple[str, str]:
@@ -127,10 +127,8 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
         "data": json.dumps({"axes": charts.axes(run.columns), "charts": drawn}).replace("<", "\\u003c"),
         "plotly": get_plotlyjs() if drawn else "",
     }
-    template = resources.files("research.train").joinpath("report_template.html").read_text(encoding="utf-8")
     path = Path(workdir) / REPORT
-    # One pass, so that nothing which is put in is itself taken for a slot.
-    write_text(path, re.sub(r"\{\{(\w+)\}\}", lambda slot: slots[slot[1]], template))
+    write_text(path, fill("research.train", "report_template.html", slots))
     return path
 
 
@@ -151,15 +149,10 @@ def read_run(workdir: Path) -> Run:
 # --- parts of the page ------------------------------------------------------------------------------------------------
 
 
-def section(title: str, anchor: str, body: str) -> str:
-    """A titled part of the page; nothing where there is no body."""
-    return f'<section id="{anchor}"><h2>{title}</h2>{body}</section>' if body else ""
-
-
 def subtitle(run: Run) -> str:
     """Objective, size and data in one line."""
     parts = [f"{run.settings['objective.name']} pretraining" if "objective.name" in run.settings else ""]
-    if _is_number(run.summary.get("parameters")):
+    if is_number(run.summary.get("parameters")):
         parts.append(f"{quantity(run.summary['parameters'])} parameters")
     if "data.source" in run.settings:
         parts.append(str(run.settings["data.path"] or run.settings["data.source"]))
@@ -172,10 +165,10 @@ def tiles(run: Run) -> str:
     """The headline figures."""
     bits, accuracy, loss = (run.heldout(f"heldout_{name}") for name in ("bits_per_byte", "accuracy", "loss"))
     train = run.final.get("train_loss")
-    if not _is_number(train) and "loss" in run.columns:
+    if not is_number(train) and "loss" in run.columns:
         train = curves.smoothed(run.columns["loss"])[-1]
     speed = run.final.get("tokens_per_second")
-    if not _is_number(speed) and "tokens_per_second" in run.columns:
+    if not is_number(speed) and "tokens_per_second" in run.columns:
         speed = float(np.nanmedian(run.columns["tokens_per_second"]))
     tokens = run.columns["tokens_seen"][-1] if "tokens_seen" in run.columns else run.final.get("tokens_seen")
     hours = curves.elapsed(run.columns["seconds"])[-1] / 3600 if "seconds" in run.columns else None
@@ -196,7 +189,7 @@ def tiles(run: Run) -> str:
         f'<div class="value">{form.format(value) if form else quantity(value)}</div>'
         f'<div class="note">{note}</div></div>'
         for label, value, form, note in shown
-        if _is_number(value)
+        if is_number(value)
     )
 
 
@@ -205,8 +198,8 @@ def comparison(run: Run) -> str:
     base, unigram = run.final.get("baseline_accuracy"), (run.final.get("baselines") or {}).get("unigram_loss")
     measure, baselines = "bits_per_byte", run.baseline_bits()
     if run.masked:
-        measure, baselines = "accuracy", {"most frequent token": base} if _is_number(base) else {}
-    elif not baselines and _is_number(unigram):
+        measure, baselines = "accuracy", {"most frequent token": base} if is_number(base) else {}
+    elif not baselines and is_number(unigram):
         measure, baselines = "loss", {"unigram": unigram}
     ours = run.heldout(f"heldout_{measure}")
     if ours is None or not baselines:
@@ -318,26 +311,13 @@ def _event_row(event: Mapping[str, Any]) -> str:
 # --- numbers and text -------------------------------------------------------------------------------------------------
 
 
-def quantity(value: int | float) -> str:
-    """`918`, `1.23 M`, `4.5 G`."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e4)):
-        if abs(value) >= size:
-            scaled = value / (1e3 if unit == "k" else size)
-            return f"{scaled:.3g} {unit}" if scaled < 1000 else f"{scaled:,.0f} {unit}"
-    return f"{value:,.4g}" if value % 1 else f"{value:,.0f}"
-
-
 def _time(hours: int | float) -> str:
     whole, minutes = divmod(round(hours * 60), 60)
     return f"{whole} h {minutes:02d} min" if whole else (f"{minutes} min" if minutes else f"{hours * 3600:.0f} s")
 
 
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _exp(value: Any) -> float | None:
-    return math.exp(value) if _is_number(value) and value < 700 else None
+    return math.exp(value) if is_number(value) and value < 700 else None
 
 
 def _literal(value: Any) -> str:

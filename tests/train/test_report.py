@@ -1,4 +1,3 @@
-import html.parser
 import json
 import re
 from pathlib import Path
@@ -12,45 +11,7 @@ from research.errors import UserError
 from research.train import charts, curves, report
 from research.train.metrics import EventLog, MetricsLog, write_json, write_summary
 from research.train.report import write_report
-
-EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)> {{plotly}} & \"quoted\""
-VOID = {"meta", "input", "br", "img", "link", "hr"}
-
-
-class Page(html.parser.HTMLParser):
-    """A page's elements, checked to be closed in order, with the text that is shown."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text, self.scripts = "", []
-        source = path.read_text()
-        self.feed(source)
-        self.close()
-        assert not self.open
-        self.size = len(source)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] == ["script"]:
-            self.scripts.append(data)
-        elif self.open[-1:] != ["style"]:
-            self.text += data
-
-    def count(self, tag: str, **attributes: str) -> int:
-        return sum(name == tag and attributes.items() <= found.items() for name, found in self.elements)
-
-    def drawn(self) -> dict[str, Any]:
-        (data,) = [script for script in self.scripts if script.startswith('{"axes"')]
-        return json.loads(data)
+from tests.pages import EVIL, Page
 
 
 def make_run(workdir: Path, *, steps: int = 200, objective: str = "causal", text: str = "x") -> Path:
@@ -101,13 +62,13 @@ def test_a_finished_run(tmp_path: Path) -> None:
     for shown in ("complete, 200 steps", "2.250", "918 k", "x continued", "c0ffee", "Data card", "jax 0.10"):
         assert shown in page.text
     assert "0.250 above the 3-gram, 0.250 below the bigram" in page.text
-    titles = [chart["title"] for chart in page.drawn()["charts"]]
+    titles = [chart["title"] for chart in page.data('{"axes"')["charts"]]
     assert titles[:3] == ["Loss", "Held-out bits per byte", "Held-out perplexity"]
     assert {"Learning rate", "Norms", "Throughput", "Gradient norm by layer"} <= set(titles)
     assert page.count("div", **{"class": "plot"}) == len(titles)
-    levels = {level["name"]: level["y"] for level in page.drawn()["charts"][0]["levels"]}
+    levels = {level["name"]: level["y"] for level in page.data('{"axes"')["charts"][0]["levels"]}
     assert levels == {"bigram": 5.0, "3-gram": 4.0}  # 4.5 nats are 2.25 bits per byte
-    assert set(page.drawn()["axes"]) == {"step", "tokens", "minutes"}
+    assert set(page.data('{"axes"')["axes"]) == {"step", "tokens", "minutes"}
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
@@ -147,7 +108,7 @@ def test_a_masked_run_is_measured_by_accuracy(tmp_path: Path) -> None:
     assert "25.0% of held-out masked tokens restored" in page.text
     assert "5.0%" in page.text
     assert "bits per byte" not in page.text.lower().replace("heldout bits per byte", "")
-    titles = [chart["title"] for chart in page.drawn()["charts"]]
+    titles = [chart["title"] for chart in page.data('{"axes"')["charts"]]
     assert "Held-out accuracy" in titles
     assert "Held-out bits per byte" not in titles
 
@@ -163,7 +124,7 @@ def test_an_interrupted_run_shows_what_there_is(tmp_path: Path) -> None:
     assert "interrupted at step 120 of 200" in page.text
     assert "at step 100" in page.text
     assert "Against counting" not in page.text
-    heldout = next(s for s in page.drawn()["charts"][0]["series"] if s["name"] == "held-out")
+    heldout = next(s for s in page.data('{"axes"')["charts"][0]["series"] if s["name"] == "held-out")
     assert heldout["step"] == [50, 100]
 
 
@@ -182,7 +143,7 @@ def test_a_run_without_a_step(tmp_path: Path, files: tuple[str, ...]) -> None:
         (tmp_path / name).write_text("{}" if name == "config.json" else "")
     page = Page(write_report(tmp_path))
     assert "no step recorded" in page.text
-    assert page.drawn() == {"axes": {"step": []}, "charts": []}
+    assert page.data('{"axes"') == {"axes": {"step": []}, "charts": []}
     assert page.size < 40_000
 
 
@@ -190,7 +151,7 @@ def test_a_run_of_one_step_that_diverged(tmp_path: Path) -> None:
     with MetricsLog(tmp_path, tensorboard=False, start_step=0) as log:
         log.write(1, {"loss": np.float32("nan"), "gradient_norm": np.float32("inf"), "other": np.float32("nan")})
     page = Page(write_report(tmp_path))
-    assert page.drawn()["charts"][0]["series"][0]["y"] == [None]
+    assert page.data('{"axes"')["charts"][0]["series"][0]["y"] == [None]
     assert "nan" not in page.text.lower()
 
 
