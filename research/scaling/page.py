@@ -8,24 +8,10 @@ from typing import Any
 import numpy as np
 
 from research.scaling.rows import Runs
+from research.train.page import fill, section
 
-STYLE = """
-:root { color-scheme: light dark } body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
-padding: 0 1rem } table { border-collapse: collapse; margin: .5rem 0 1rem } td, th { padding: .15rem 1.2rem .15rem 0;
-text-align: left; font-variant-numeric: tabular-nums; vertical-align: top } th { font-weight: 600; opacity: .7 }
-h2 { margin-top: 2.2rem } .form, .note { opacity: .75 } .refused { color: #b35900 } .chart { height: 26rem }
-.inside { color: #1a7f37 } .outside { color: #c62828 } @media print { .chart { break-inside: avoid } }
-"""
-SCRIPT = """
-const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-const base = { template: "none", paper_bgcolor: "transparent", plot_bgcolor: "transparent",
-  font: { color: dark ? "#ddd" : "#222" }, margin: { l: 70, r: 20, t: 20, b: 55 },
-  legend: { orientation: "h", y: 1.12 } };
-const grid = { gridcolor: dark ? "#444" : "#ddd", zeroline: false, exponentformat: "power" };
-for (const [id, chart] of Object.entries(JSON.parse(document.getElementById("charts").textContent)))
-  Plotly.newPlot(id, chart.data, { ...base, xaxis: { ...grid, ...chart.x }, yaxis: { ...grid, ...chart.y } },
-    { responsive: true, displaylogo: false });
-"""
+# Told apart by everyone (Okabe & Ito 2008).
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a8a8a")
 
 
 def page(name: str, record: Mapping[str, Any], runs: Runs) -> str:
@@ -35,25 +21,23 @@ def page(name: str, record: Mapping[str, Any], runs: Runs) -> str:
     charts: dict[str, Any] = {}
     parts = [_fit(number, fit, runs, record["confidence"], charts) for number, fit in enumerate(record["fits"])]
     notes = list(dict.fromkeys(note for fit in record["fits"] for note in fit.get("notes", ())))
-    facts = json.dumps(record["provenance"], ensure_ascii=False)
-    data = json.dumps(charts).replace("<", "\\u003c")
-    script = f"<script>{get_plotlyjs()}</script>" if charts else ""
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Fit of {html.escape(name)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
-        f"<h1>Scaling of {html.escape(name)}</h1>{''.join(parts)}"
-        f"<h2>Assumed</h2><ul>{''.join(f'<li>{html.escape(note)}</li>' for note in notes)}</ul>"
-        f'<p class="note">{html.escape(facts)}</p>{script}'
-        f'<script type="application/json" id="charts">{data}</script>'
-        f"{f'<script>{SCRIPT}</script>' if charts else ''}</body></html>\n"
-    )
+    listed = f"<ul>{''.join(f'<li>{html.escape(note)}</li>' for note in notes)}</ul>" if notes else ""
+    slots = {
+        "name": html.escape(name),
+        "fits": "".join(parts),
+        "assumed": section("Assumed", "assumed", listed),
+        "provenance": html.escape(json.dumps(record["provenance"], ensure_ascii=False)),
+        "plotly": get_plotlyjs() if charts else "",
+        "charts": json.dumps(charts).replace("<", "\\u003c"),
+    }
+    return fill("research.scaling", "fit_template.html", slots)
 
 
 def _fit(number: int, fit: Mapping[str, Any], runs: Runs, confidence: float, charts: dict[str, Any]) -> str:
     """One approach."""
-    title = f"<h2>{html.escape(fit['title'])}</h2>"
+    title, anchor = html.escape(fit["title"]), f"fit{number}"
     if fit.get("refused"):
-        return f'{title}<p class="refused">Not fitted: {html.escape(fit["refused"])}</p>'
+        return section(title, anchor, f'<p class="refused">Not fitted: {html.escape(fit["refused"])}</p>')
     lines = [
         (name, f"{found['value']:.5g}", f"{found['low']:.5g} to {found['high']:.5g}")
         for name, found in fit["estimates"].items()
@@ -68,17 +52,17 @@ def _fit(number: int, fit: Mapping[str, Any], runs: Runs, confidence: float, cha
         body += _table(head, [(f"{row['flops']:.3g}", *(_between(row[key]) for key in keys)) for row in optima])
     if frontier:
         charts[f"frontier{number}"] = _frontier(frontier)
-        body += f'<div class="chart" id="frontier{number}"></div>'
+        body += f'<div class="plot" id="frontier{number}"></div>'
     if fit["parabolas"]:
         charts[f"parabolas{number}"] = _parabolas(fit["parabolas"], runs, counted)
-        body += f'<div class="chart" id="parabolas{number}"></div>'
+        body += f'<div class="plot" id="parabolas{number}"></div>'
     for said in fit["predictions"]:
         word = "inside" if said["inside"] else "outside"
         body += (
             f'<p class="{word}">{html.escape(said["cell"])}: predicted {said["predicted"]:.4f} ({said["low"]:.4f} to '
             f"{said['high']:.4f}), measured {said['measured']:.4f}, {word} the interval</p>"
         )
-    return f'{title}<p class="form">{html.escape(fit["form"])} · {fit["runs"]} runs</p>{body}'
+    return section(title, anchor, f'<p class="form">{html.escape(fit["form"])} · {fit["runs"]} runs</p>{body}')
 
 
 def _frontier(frontier: Any) -> dict[str, Any]:
@@ -101,7 +85,7 @@ def _parabolas(parabolas: Any, runs: Runs, counted: str) -> dict[str, Any]:
     places = {name: row for row, name in enumerate(runs.names)}
     traces: list[dict[str, Any]] = []
     for number, one in enumerate(parabolas):
-        colour = f"hsl({int(360 * number / len(parabolas))}, 65%, 48%)"
+        colour = COLOURS[number % len(COLOURS)]
         rows = np.array([places[name] for name in one["cells"]])
         name = f"{one['flops']:.2e} FLOPs"
         points = {"x": runs.parameters[rows].tolist(), "y": runs.loss[rows].tolist()}

@@ -65,7 +65,7 @@ def test_a_csv_becomes_exponents_a_table_and_a_page(tmp_path: Path, capsys: pyte
     assert fit["runs"] == 34 and found["provenance"]["held_out"] == ["run-34"]
     assert {"tokens are taken from C = 6 N D", "N counts all parameters (column size)"} <= set(fit["notes"])
     assert "run-34: predicted" in shown.err and "alpha" in shown.err
-    assert "<title>Fit of runs.csv</title>" in (tmp_path / "fit.html").read_text()
+    assert "<title>Fit of runs.csv · Isoflop</title>" in (tmp_path / "fit.html").read_text()
 
 
 def test_a_sweep_needs_no_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,7 +192,7 @@ def test_the_page_draws_its_charts_offline(tmp_path: Path) -> None:
     arguments = ["--loss=bpb", "--params=size", "--tokens=seen", "--approach=isoflop", "--draws=100", "--page"]
     assert main(["fit", str(write(tmp_path / "runs.csv")), *arguments]) == 0
     with browser() as page:
-        page.open(tmp_path / "fit.html", "document.querySelectorAll('.chart.js-plotly-plot').length == 2")
-        assert page("document.querySelectorAll('.chart .scatterlayer .trace').length") == 2 + 3 * 5
+        page.open(tmp_path / "fit.html", "document.querySelectorAll('.plot.js-plotly-plot').length == 2")
+        assert page("document.querySelectorAll('.plot .scatterlayer .trace').length") == 2 + 3 * 5
         assert page("document.documentElement.scrollWidth") <= 1400
         assert page.complaints == []
