@@ -141,15 +141,16 @@ class Local(Launcher):
         for number in range(count):
             own = [cores[(number * share + place) % len(cores)] for place in range(min(share, len(cores)))]
             environment: dict[str, str] = {}
-            if kind == "gpu":
-                environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[number * wanted : (number + 1) * wanted])
-            elif gpus and kind == "cpu":
-                environment["JAX_PLATFORMS"] = "cpu"
+            mine = gpus[number * wanted : (number + 1) * wanted]
+            if kind == "cpu" and count > 1:  # nothing was asked for: the places share evenly what there is
+                mine = [gpu for place, gpu in enumerate(gpus) if place % count == number % max(1, len(gpus))]
+            if mine and (kind == "gpu" or count > 1):
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
             places.append({"cores": sorted(set(own)), "environment": environment})
         return places
 
     def _locks(self, job: Job) -> Path:
-        """Where the locks of the places are: one folder a machine and user, so that all sweeps share the machine."""
+        """Where the locks of the places are: all submissions of a user with as many places share them."""
         return Path(tempfile.gettempdir()) / f"isoflop-places-{os.getuid()}-{self.options['parallel']}"
 
     def _gpus(self) -> list[str]:

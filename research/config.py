@@ -23,13 +23,14 @@ from ml_collections.config_dict import config_dict
 from research.errors import UserError
 from research.settings import Key, Settings, check_value, keys
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 # From version n to n + 1, over the nested dictionary of settings.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    # The keys that came with versions 2 and 3 have defaults that leave older runs as they were.
+    # The keys that came with versions 2 to 4 have defaults that leave older runs as they were.
     1: lambda values: values,
     2: lambda values: values,
+    3: lambda values: values,
 }
 
 KEYS: dict[str, Key] = {key.name: key for key in keys(Settings)}

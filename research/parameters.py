@@ -7,6 +7,29 @@ KINDS = ("kernel", "embedding", "head", "norm", "bias")
 
 
 @dataclasses.dataclass(frozen=True)
+class Scaling:
+    """How a weight relates to the same weight of the smaller model that rates were tuned on; all 1: it is that model.
+
+    Attributes:
+      fan_in: growth of the number of inputs that each output sums over.
+      fan_out: growth of the number of outputs.
+      multiplier: by which the rule multiplies this weight in the forward pass; it stands in the initial values and the
+        learning rate instead, which gives the same function at every update.
+      rate: factor of the learning rate that comes with depth; weight decay follows it.
+      branch: factor of the residual branch that the weight lies in, by which its gradients are smaller.
+    """
+
+    fan_in: float = 1.0
+    fan_out: float = 1.0
+    multiplier: float = 1.0
+    rate: float = 1.0
+    branch: float = 1.0
+
+
+UNSCALED = Scaling()
+
+
+@dataclasses.dataclass(frozen=True)
 class Parameter:
     """One weight of a model.
 
@@ -19,6 +42,7 @@ class Parameter:
       fan_out: number of outputs that each input feeds.
       std: standard deviation of the initial values; 0 for constants.
       mean: value around which the initial values lie (1 for norm scales).
+      scaling: growth over the model that learning rates were tuned on; optimizers go by it.
     """
 
     path: str
@@ -29,6 +53,7 @@ class Parameter:
     fan_out: int
     std: float
     mean: float = 0.0
+    scaling: Scaling = UNSCALED
 
     def __post_init__(self) -> None:
         assert len(self.shape) == len(self.dimensions), f"{self.path}: {self.shape} against {self.dimensions}"

@@ -62,6 +62,8 @@ def with_other(key: Key) -> dict[str, Any]:
     beside: dict[str, dict[str, Any]] = {
         "data.source": {"data.path": "there"},
         "model.pair_head": {"model.pooler": True},
+        "model.parametrisation": {"model.base_width": 128},
+        "model.depth_scaling": {"model.base_depth": 4},
         "optimizer.momentum": {"optimizer.name": "sgd"},
         "optimizer.nesterov": {"optimizer.name": "sgd"},
         "optimizer.muon_scale": {"optimizer.name": "muon"},

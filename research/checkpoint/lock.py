@@ -24,6 +24,10 @@ RENEWED_EVERY = 5.0  # seconds
 LEASE = 60.0  # seconds without renewal after which a holder that cannot be looked at counts as dead
 
 
+class HeldError(UserError):
+    """Another process holds the lock."""
+
+
 class RunLock:
     """Holds `directory/run.lock` while it is open; in a run of several processes, process 0 does.
 
@@ -38,12 +42,18 @@ class RunLock:
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], *, on_event: Callable[[str, dict[str, Any]], None] = log_event
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        on_event: Callable[[str, dict[str, Any]], None] = log_event,
+        name: str = LOCK_FILE,
+        patient: bool = True,
     ) -> None:
+        """Names the lock; one that is not `patient` is refused where it would have to wait for the minute."""
         self._bucket = str(directory) if "://" in str(directory) else None
         self._directory = Path(directory).expanduser().absolute()
-        self._path = self._directory / LOCK_FILE
-        self._event = on_event
+        self._path = self._directory / name
+        self._event, self._patient = on_event, patient
         self._mine = json.dumps(_identity(os.getpid()) | {"token": secrets.token_hex(8)})
         self._released = threading.Event()
         self._lost = False
@@ -53,7 +63,8 @@ class RunLock:
         """Takes the lock.
 
         Raises:
-          UserError: another run holds it, or the directory cannot be written to.
+          HeldError: another run holds it.
+          UserError: the directory cannot be written to.
         """
         if self._bucket is not None:
             self._event("lock_unavailable", {"directory": self._bucket})
@@ -97,8 +108,8 @@ class RunLock:
                 if self._take_over(text):
                     self._event("lock_taken_over", {"host": holder["host"], "pid": holder["pid"], "reason": reason})
                     return
-            elif _in_sight(holder) or (first_renewal is not None and renewal != first_renewal):
-                raise UserError(
+            elif not self._patient or _in_sight(holder) or (first_renewal is not None and renewal != first_renewal):
+                raise HeldError(
                     f"{self._directory} is in use by process {holder['pid']} on {holder['host']}: "
                     "wait until it ends, or use another --workdir"
                 )
@@ -160,6 +171,18 @@ class RunLock:
                 holder = _parse(text)
                 self._event("lock_lost", {"host": holder["host"], "pid": holder["pid"]})
                 return
+
+
+def living_holder(path: Path) -> dict[str, Any] | None:
+    """Host and pid of who holds a lock file; none where nobody does, or its holder is dead. Changes nothing."""
+    try:
+        text, renewal = path.read_text(errors="replace"), path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    holder = _parse(text)
+    # Without a file of one's own the clock of the file system is not known: this one's has to do.
+    dead = _why_stale(holder) is not None or (not _in_sight(holder) and time.time() - renewal > LEASE)
+    return None if dead else {"host": holder["host"], "pid": holder["pid"]}
 
 
 def _identity(pid: int) -> dict[str, Any]:

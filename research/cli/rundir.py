@@ -47,6 +47,12 @@ def write_record(workdir: Path, settings: Settings, prepared: Prepared, provenan
     write_json(workdir / CONFIG, config.to_record(settings) | {"provenance": facts})
 
 
+def origin(record: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Where a run's first weights came from, as its record says: it stays there whenever the record is written."""
+    found = (record or {}).get("provenance", {})
+    return {name: found[name] for name in ("branched_from",) if name in found}
+
+
 def open_settings(workdir: Path) -> tuple[Settings, dict[str, Any]]:
     """Settings and provenance of a run.
 

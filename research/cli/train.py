@@ -29,10 +29,12 @@ from research.cli.arguments import Result, add_config, add_workdir, console, key
 from research.cli.execution import log_process_failures, set_up_training
 from research.cli.progress import Progress
 from research.data.prepare import Prepared
+from research.data.windows import make_plan
 from research.errors import UserError
 from research.evaluate.heldout import heldout_evaluation
 from research.generate import GAP
 from research.parallel import flags, mesh
+from research.settings import Settings
 from research.train import loop, provenance
 from research.train.assembly import Assembly, assemble
 from research.train.metrics import METRICS, EventLog, NullLog, read_events, read_metrics, write_summary
@@ -52,24 +54,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Result:
     """Trains from a recipe to a report."""
-    chosen = settings(options.config, options.overrides)
-    workdir = options.workdir
-    record = rundir.saved_record(workdir)
-    if record is not None:
-        if "imported_from" in record.get("provenance", {}):
-            raise UserError(
-                f"--workdir={workdir} holds an imported model, which has no optimizer's state to go on from: "
-                "evaluate, generate and export take it; train in a new --workdir"
-            )
-        config.check_resume(config.from_record(record), chosen, rundir.reached(workdir))
-    elif (workdir / "checkpoints").exists() or (workdir / METRICS).exists():
-        raise UserError(f"{workdir} holds a run without its {rundir.CONFIG}: restore the file, or use a new --workdir")
-    expected = (record or {}).get("provenance", {}).get("data_hash")
+    chosen, shown = settings(options.config, options.overrides), console(options)
+    status, result = execute(chosen, options.workdir, shown)
+    if "signal" in result:
+        shown.print(f"interrupted after {result['step']:,} updates: the same command goes on from there")
+    elif result:
+        show(shown, result, Path(result["report"]))
+    return status, result
 
-    mesh.start_processes(chosen.parallel)
+
+def execute(chosen: Settings, workdir: Path, shown: Console, *, data_hash: str | None = None) -> Result:
+    """Trains, or goes on with, the run of a directory; what `isoflop train` and the cells of sweeps have in common.
+
+    Args:
+      chosen: of the run.
+      workdir: its directory.
+      shown: where progress is shown; process 0 alone shows it.
+      data_hash: that the data must have; none: that of the run's own record, where there is one.
+
+    Returns:
+      Exit status, and the summary with `workdir` and `report`; with `step` and `signal` where it was interrupted;
+      nothing on other processes than the first.
+
+    Raises:
+      UserError: the directory is of another run, or in use, or the run cannot be.
+    """
+    record = checked_record(chosen, workdir)
+    expected = (record or {}).get("provenance", {}).get("data_hash", data_hash)
+    if not jax.distributed.is_initialized():  # as it is from the second cell on that a process of several trains
+        mesh.start_processes(chosen.parallel)
     set_up_training()
     first = jax.process_index() == 0
-    shown = console(options)
     shown.quiet = not first
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(RunLock(workdir))
@@ -87,9 +102,12 @@ def run(options: argparse.Namespace) -> Result:
                 "data": prepared.data_hash,
             }
         )
-        assembly = assemble(chosen, prepared.tokenizer.vocabulary)  # a mistake leaves no record to be held to
+        # A mistake leaves no record to be held to.
+        assembly = assemble(chosen, prepared.tokenizer.vocabulary)
+        data = chosen.data
+        make_plan(prepared.train, data.packing, assembly.raw_length, data.num_tokens)
         if first:
-            rundir.write_record(workdir, chosen, prepared, facts)
+            rundir.write_record(workdir, chosen, prepared, facts | rundir.origin(record))
         events.write("start", config_hash=config.scientific_hash(chosen), data_hash=prepared.data_hash, **facts)
         try:
             result = pretrain(assembly, prepared, workdir, lock, events, progress, facts)
@@ -102,12 +120,27 @@ def run(options: argparse.Namespace) -> Result:
         if first:
             report = write_report(workdir)
     if "signal" in result:
-        shown.print(f"interrupted after {result['step']:,} updates: the same command goes on from there")
         return 128 + result["signal"], result
-    if not first:
-        return 0, {}
-    show(shown, result, report)
-    return 0, {**result, "workdir": str(workdir), "report": str(report)}
+    return (0, {**result, "workdir": str(workdir), "report": str(report)}) if first else (0, {})
+
+
+def checked_record(chosen: Settings, workdir: Path) -> dict[str, Any] | None:
+    """The record of the run that a directory holds; none in a new one.
+
+    Raises:
+      UserError: these settings may not go on there.
+    """
+    record = rundir.saved_record(workdir)
+    if record is not None:
+        if "imported_from" in record.get("provenance", {}):
+            raise UserError(
+                f"--workdir={workdir} holds an imported model, which has no optimizer's state to go on from: "
+                "evaluate, generate and export take it; train in a new --workdir"
+            )
+        config.check_resume(config.from_record(record), chosen, rundir.reached(workdir))
+    elif (workdir / "checkpoints").exists() or (workdir / METRICS).exists():
+        raise UserError(f"{workdir} holds a run without its {rundir.CONFIG}: restore the file, or use a new --workdir")
+    return record
 
 
 def pretrain(

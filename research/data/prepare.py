@@ -219,7 +219,7 @@ def _write_entry(
                 snapshot.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
         if snapshot:
             files["documents"] = snapshot.close()
-        orders = dict(zip(SPLITS, _split(spool.digests(), counts, settings.data), strict=True))
+        orders = dict(zip(SPLITS, split_documents(spool.digests(), counts, settings.data), strict=True))
 
         progress("training the tokenizer" if given is None else "using the given tokenizer")
         texts = _first_texts(spool, orders["train"], settings.tokenizer.training_bytes)
@@ -247,7 +247,7 @@ def _write_entry(
     (directory / "card.md").write_text(data_card(manifest, *readers), encoding="utf-8")
 
 
-def _split(digests: np.ndarray, counts: Counts, data: DataSettings) -> tuple[np.ndarray, np.ndarray]:
+def split_documents(digests: np.ndarray, counts: Counts, data: DataSettings) -> tuple[np.ndarray, np.ndarray]:
     """Documents of the training split in the order of the seeded permutation, and of the held-out split by digest.
 
     A document is held out for its text, wherever it stands; a larger share holds out the same documents and more. Each

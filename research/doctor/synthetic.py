@@ -44,13 +44,22 @@ def ordinary_of(vocabulary: Vocabulary) -> Int[np.ndarray, " ids"]:
     return np.setdiff1d(np.arange(vocabulary.size), special_of(vocabulary))
 
 
-def corpus(directory: Path, vocabulary: Vocabulary, raw_length: int, num_windows: int) -> ShardReader:
-    """Documents of random ordinary tokens, from one token to two thirds of a window, as a split on disk."""
+def corpus(
+    directory: Path, vocabulary: Vocabulary, raw_length: int, num_windows: int, *, skewed: bool = False
+) -> ShardReader:
+    """Documents of random ordinary tokens, from one token to two thirds of a window, as a split on disk.
+
+    All tokens are alike, or `skewed`, as in text: the n-th has a probability proportional to 1/n.
+    """
     rng = np.random.default_rng(0)
     ordinary, documents, total = ordinary_of(vocabulary), [], 0
+    shares = None
+    if skewed:
+        shares = 1.0 / np.arange(1, len(ordinary) + 1)
+        shares /= shares.sum()
     while total < num_windows * raw_length:
         length = int(rng.integers(1, max(3, 2 * raw_length // 3)))
-        text = rng.choice(ordinary, length).astype(np.int32)
+        text = rng.choice(ordinary, length, p=shares).astype(np.int32)
         documents.append(np.append(text, np.int32(vocabulary.eos)))
         total += length + 1
     directory.mkdir(parents=True)

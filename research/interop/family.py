@@ -19,11 +19,16 @@ _NAMING = frozenset({HEAD, PAIRS})
 # Keys that do not change what a trained model computes.
 _FREE = {
     "balance_loss",
+    "base_depth",
+    "base_head_dim",
+    "base_width",
     "compute_dtype",
+    "depth_scaling",
     "dropout",
     "embedding_std",
     "max_positions",
     "parameter_dtype",
+    "parametrisation",
     "router_z_loss",
 }
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from research import trees
 from research.kernels import Kernels, Losses, Pattern, vocabulary
 from research.models import experts, heads, layers
+from research.models.parametrisation import parametrised
 from research.parameters import Parameter
 from research.settings import ModelSettings
 
@@ -87,13 +88,13 @@ class Model(abc.ABC):
         """Hidden states of the next `seq` tokens, which see the cache and one another, and the cache with them."""
 
     def parameters(self) -> dict[str, Parameter]:
-        """Every weight by its path."""
+        """Every weight by its path, scaled as `model.parametrisation` and `model.depth_scaling` say."""
         settings = self.settings
         embed, std = settings.embed_dim, settings.embedding_std
         shape = (self.vocab_size, embed)
         found = [Parameter("embedding/tokens", shape, ("vocab", "embed"), "embedding", 1, embed, std=std)]
         found += [*self.body_parameters(), *heads.head_parameters(settings, self.vocab_size)]
-        return {parameter.path: parameter for parameter in found}
+        return {parameter.path: parametrised(settings, parameter) for parameter in found}
 
     def init(self, key: Array) -> dict[str, Any]:
         """Initial weights: each a function of the key and its own path, each layer of its own key."""

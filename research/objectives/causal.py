@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 import numpy as np
+from jaxtyping import Int64
 
 from research.data.draws import Draws
 from research.data.windows import Windows
@@ -34,6 +35,20 @@ class Causal(Objective):
     def corrupt(self, windows: Windows, draws: Draws) -> dict[str, np.ndarray]:
         """The tokens themselves as targets, shifted by one as inputs; nothing is drawn."""
         del draws
+        return self._next_tokens(windows)
+
+    @property
+    def continues(self) -> bool:
+        """It does."""
+        return True
+
+    def continuation(self, windows: Windows, given: Int64[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
+        """The same inputs and targets; what is given weighs nothing."""
+        batch = self._next_tokens(windows)
+        batch["weights"] *= windows.positions >= given[:, None]
+        return batch
+
+    def _next_tokens(self, windows: Windows) -> dict[str, np.ndarray]:
         before = np.concatenate([windows.left[:, None], windows.tokens[:, :-1]], axis=1)
         begins = windows.segment_ids[:, 1:] != windows.segment_ids[:, :-1]
         before[:, 1:][begins] = self.vocabulary.bos

@@ -9,11 +9,12 @@ import dataclasses
 from typing import ClassVar
 
 import numpy as np
+from jaxtyping import Int64
 
 from research.data.draws import Draws
 from research.data.windows import Windows
 from research.kernels import Pattern
-from research.objectives.rows import Piece, shifted
+from research.objectives.rows import Piece, counted, shifted
 from research.objectives.terms import BACKWARD, Lengths, Objective
 
 TOKENS_A_CHANGE = 64
@@ -84,11 +85,33 @@ class FillInMiddle(Objective):
         ended = tokens[-1] == self.vocabulary.eos
         text = tokens[:-1] if ended else tokens
         low, high = sorted((cuts * (len(text) + 1)).astype(int).tolist())
-        prefix, middle, suffix = text[:low], text[low:high], text[high:]
-        marks = [np.array([self.vocabulary.mark(name)], np.int32) for name in ("prefix", "suffix", "middle")]
+        before = self._before_middle(text[:low], text[high:], suffix_first)
         eos = [np.array([self.vocabulary.eos], np.int32)] if ended or last else []
+        return np.concatenate([before, text[low:high], *eos])
+
+    def _before_middle(self, prefix: np.ndarray, suffix: np.ndarray, suffix_first: bool) -> np.ndarray:
+        """What a rearranged piece reads before its middle."""
+        marks = [np.array([self.vocabulary.mark(name)], np.int32) for name in ("prefix", "suffix", "middle")]
         if suffix_first:
-            parts = [marks[0], marks[1], suffix, marks[2], prefix, middle]
-        else:
-            parts = [marks[0], prefix, marks[1], suffix, marks[2], middle]
-        return np.concatenate([*parts, *eos])
+            return np.concatenate([marks[0], marks[1], suffix, marks[2], prefix])
+        return np.concatenate([marks[0], prefix, marks[1], suffix, marks[2]])
+
+    @property
+    def continues(self) -> bool:
+        """It does."""
+        return True
+
+    def continuation(self, windows: Windows, given: Int64[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
+        """Pieces as they are where some stay so in training; else rearranged ones, behind whose middle is nothing."""
+        rows, begins = [], []
+        for tokens, segment_ids, count in zip(windows.tokens, windows.segment_ids, given.tolist(), strict=True):
+            text = tokens[segment_ids > 0]
+            before = text[:count]
+            if self.rate == 1.0:
+                before = self._before_middle(before, text[:0], self.spm_rate == 1.0)
+            begins.append(len(before))
+            rows.append([Piece(1, self.vocabulary.bos, np.concatenate([before, text[count:]]))])
+        ends = [len(row[0].tokens) for row in rows]
+        batch = shifted(rows, max(ends), self.vocabulary.pad) | {"weights": counted(begins, ends, max(ends))}
+        del batch["prefix"]
+        return batch

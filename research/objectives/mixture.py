@@ -7,7 +7,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int64
 
 from research.data.draws import Draws
 from research.data.windows import Windows
@@ -71,6 +71,21 @@ class Mixture(Objective):
                 batch[name][own, : array.shape[1]] = array
         if self.pattern == BACKWARD:
             del batch["prefix"]
+        return batch
+
+    @property
+    def continues(self) -> bool:
+        """Where one of its members does."""
+        return any(member.continues for member in self.members)
+
+    def continuation(self, windows: Windows, given: Int64[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
+        """That of the first member that has one."""
+        member = next((member for member in self.members if member.continues), None)
+        if member is None:
+            return super().continuation(windows, given)
+        batch = member.continuation(windows, given)
+        if self.pattern.prefix and "prefix" not in batch:
+            batch["prefix"] = np.zeros_like(batch["tokens"])
         return batch
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:

@@ -5,6 +5,7 @@ import dataclasses
 from typing import ClassVar
 
 import numpy as np
+from jaxtyping import Int64
 
 from research.data.draws import Draws
 from research.data.windows import Windows
@@ -45,6 +46,12 @@ class Prefix(Causal):
         # Position `i` of a piece holds token `i - 1`: the inputs of `given` tokens are at positions 1 to `given`.
         batch["prefix"] = (real & (given > 0) & (windows.positions <= given)).astype(np.int32)
         batch["weights"] = (real & (windows.positions >= given)).astype(np.float32)
+        return batch
+
+    def continuation(self, windows: Windows, given: Int64[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
+        """What is given is the prefix."""
+        batch = super().continuation(windows, given)
+        batch["prefix"] = ((windows.segment_ids > 0) & (windows.positions <= given[:, None])).astype(np.int32)
         return batch
 
 

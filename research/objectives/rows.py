@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32
 
 
 class Piece(NamedTuple):
@@ -50,6 +50,12 @@ def shifted(rows: Sequence[Sequence[Piece]], length: int, pad: int) -> dict[str,
             begin = end
     order = {"tokens": tokens, **{name: made[name] for name in names[:2]}, "targets": targets}
     return order | {"weights": made["weights"], "prefix": made["prefix"]}
+
+
+def counted(begins: Sequence[int], ends: Sequence[int], length: int) -> Float32[np.ndarray, "rows length"]:
+    """Weights that are one from a begin to an end in each row, and zero elsewhere."""
+    places = np.arange(length)[None]
+    return ((places >= np.array(begins)[:, None]) & (places < np.array(ends)[:, None])).astype(np.float32)
 
 
 def encoder_rows(rows: Sequence[Sequence[tuple[int, np.ndarray]]], length: int, pad: int) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 import numpy as np
+from jaxtyping import Int64
 
 from research.data.draws import Draws
 from research.data.windows import Windows
@@ -61,3 +62,20 @@ class SequenceToSequence(Objective):
         batch = shifted(predicted, lengths.sequence, pad)
         del batch["prefix"]
         return batch | encoder_rows(read, lengths.encoder, pad)
+
+    @property
+    def continues(self) -> bool:
+        """It does."""
+        return True
+
+    def continuation(self, windows: Windows, given: Int64[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
+        """The encoder reads what is given."""
+        read, predicted = [], []
+        for tokens, segment_ids, count in zip(windows.tokens, windows.segment_ids, given.tolist(), strict=True):
+            text = tokens[segment_ids > 0]
+            read.append([(1, text[:count])])
+            predicted.append([Piece(1, self.vocabulary.decoder_start, text[count:])])
+        longest, pad = max(len(row[0].tokens) for row in predicted), self.vocabulary.pad
+        batch = shifted(predicted, longest, pad)
+        del batch["prefix"]
+        return batch | encoder_rows(read, int(given.max()), pad)

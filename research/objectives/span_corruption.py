@@ -5,13 +5,14 @@ import dataclasses
 from typing import ClassVar
 
 import numpy as np
+from jaxtyping import Int64
 
 from research.data.draws import Draws
 from research.data.windows import Windows
 from research.kernels import Pattern
 from research.objectives import noise
 from research.objectives.noise import Denoiser, Room, Stretch
-from research.objectives.rows import Piece, encoder_rows, shifted
+from research.objectives.rows import Piece, counted, encoder_rows, shifted
 from research.objectives.terms import BACKWARD, PREFIX, Lengths, Objective
 from research.vocabulary import Vocabulary
 
@@ -123,6 +124,39 @@ class SpanCorruption(Objective):
             for sides in zip(read, predicted, strict=True)
         ]
         return shifted(whole, lengths.sequence, pad)
+
+    @property
+    def continues(self) -> bool:
+        """A text that breaks off has lost its end, which is one span."""
+        return True
+
+    def continuation(self, windows: Windows, given: Int64[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
+        """The end of each window taken out as one span, by the way that takes ends out where there is one."""
+        ways, vocabulary = self._ways(), self.vocabulary
+        mark = next((way for way in ways if way.mean is None), ways[0]).mark
+        before = np.array([] if mark is None else [mark], np.int32)
+        sentinel, eos = np.array([vocabulary.sentinels[0]], np.int32), np.array([vocabulary.eos], np.int32)
+        read, asked = [], []
+        for tokens, segment_ids, count in zip(windows.tokens, windows.segment_ids, given.tolist(), strict=True):
+            text = tokens[segment_ids > 0]
+            read.append(np.concatenate([before, text[:count], sentinel, eos]))
+            asked.append(np.concatenate([sentinel, text[count:], eos]))
+        if self.encoder:
+            rows = [[Piece(1, vocabulary.decoder_start, tokens)] for tokens in asked]
+            own = [0] * len(asked)
+        else:
+            sides = zip(read, asked, strict=True)
+            rows = [[Piece(1, vocabulary.bos, np.concatenate(both), len(both[0]))] for both in sides]
+            own = [len(inside) for inside in read]
+        # Sentinel and end are predicted as well, and are no text.
+        begins = [first + 1 for first in own]
+        ends = [first + len(tokens) - 1 for first, tokens in zip(own, asked, strict=True)]
+        length = max(len(row[0].tokens) for row in rows)
+        batch = shifted(rows, length, vocabulary.pad) | {"weights": counted(begins, ends, length)}
+        if not self.encoder:
+            return batch
+        del batch["prefix"]
+        return batch | encoder_rows([[(1, inside)] for inside in read], max(map(len, read)), vocabulary.pad)
 
     def _mask(
         self,

@@ -9,10 +9,11 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Int64
 
 from research.data.draws import Draws
 from research.data.windows import Windows
+from research.errors import UserError
 from research.kernels import Pattern
 from research.models import Model, Outputs
 from research.vocabulary import Vocabulary
@@ -85,6 +86,29 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def corrupt(self, windows: Windows, draws: Draws) -> dict[str, np.ndarray]:
         """The batch that raw windows become; `draws` are keyed by seed, epoch and window."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether its models are asked for a text from what stands before it; `continuation` says in which form."""
+        return False
+
+    def continuation(self, windows: Windows, given: Int64[np.ndarray, "batch"]) -> dict[str, np.ndarray]:
+        """The batch that asks for the end of each window from its beginning, in the form that training asked in.
+
+        The targets of weight one are the tokens behind the given ones, in their order, whatever the objective: what it
+        writes around them weighs nothing. No row is longer than the longest of the batch needs. Nothing is drawn.
+
+        Args:
+          windows: a piece of one document each, at the begin of its row, without special tokens.
+          given: tokens of each that may be read, at least one; at least one is left.
+
+        Raises:
+          UserError: the objective predicts no text from what stands before it.
+        """
+        del windows, given
+        raise UserError(
+            f"objective.name={self.name} predicts no text from what stands before it: ask its models for something else"
+        )
 
     def raw_length(self, sequence_length: int) -> int:
         """Most raw tokens of a window that becomes `sequence_length` positions at most; 0 if not even one does."""

@@ -13,6 +13,7 @@ from research.optim.groups import rate_factors, trained
 from research.optim.hyper import Hyper
 from research.optim.rules import RULES
 from research.optim.schedules import learning_rate
+from research.optim.transfer import grown, norm_factors, rates_by_depth, transferred, weighted_norm
 from research.parameters import Parameter
 from research.settings import OptimizerSettings
 
@@ -34,12 +35,15 @@ def optimizer(
     to a third (simulated, 1500 updates).
 
     Its `update` takes `gradient_norm`, the global norm of the gradients of what trains, where that is known already.
+    Weights that grew over those of a tuned model have rates, epsilons and parts in the norm of their own
+    (`research/optim/transfer.py`).
 
     Raises:
       UserError: `optimizer.groups` does not fit the parameters.
     """
     factors = rate_factors(settings, parameters)
-    chain = optax.chain(clip_by_global_norm(hyper.clip_norm), *steps(settings, hyper, parameters, factors))
+    clip = clip_by_global_norm(hyper.clip_norm, norm_factors(parameters) if grown(parameters) else None)
+    chain = optax.chain(clip, *steps(settings, hyper, parameters, factors))
 
     def init(params: Any) -> Any:
         return chain.init(_float32(trained(params, factors)))
@@ -61,33 +65,41 @@ def optimizer(
 def steps(
     settings: OptimizerSettings, hyper: Hyper, parameters: Mapping[str, Parameter], factors: Mapping[str, float]
 ) -> tuple[optax.GradientTransformation, ...]:
-    """What follows the clipping: rule, decay, rate, and the factors of groups where there are any."""
+    """What follows the clipping: rule, decay, rate, and the factors of groups and of depth where there are any."""
     decayed = {path: parameter.kind in DECAYED_KINDS for path, parameter in parameters.items()}
 
     def rate(count: Int[Array, ""]) -> Float[Array, ""]:
         return learning_rate(settings.schedule, hyper, count)
 
     found = [
-        RULES[settings.name](settings, hyper, parameters),
+        transferred(settings.name, RULES[settings.name](settings, hyper, parameters), parameters),
         optax.add_decayed_weights(hyper.weight_decay, mask=trained(trees.unflatten(decayed), factors)),
         optax.scale_by_learning_rate(rate),
     ]
-    if settings.groups:
-        found.append(optax.stateless(lambda updates, _: trees.map_with_path(lambda p, u: factors[p] * u, updates)))
+    own = {path: factors[path] * by_depth for path, by_depth in rates_by_depth(parameters).items()}
+    if settings.groups or any(factor != 1.0 for factor in own.values()):
+        found.append(optax.stateless(lambda updates, _: trees.map_with_path(lambda p, u: own[p] * u, updates)))
     if settings.name != "schedule_free":
         return tuple(found)
     # Optax counts its own updates from 1.
     return (optax.contrib.schedule_free(optax.chain(*found), lambda count: rate(count - 1), b1=hyper.beta1),)
 
 
-def clip_by_global_norm(limit: Float[Array, ""]) -> optax.GradientTransformationExtraArgs:
-    """`optax.clip_by_global_norm`, which computes no norm where one is given as `gradient_norm`."""
+def clip_by_global_norm(
+    limit: Float[Array, ""], factors: Mapping[str, float] | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm`, which computes no norm where one is given as `gradient_norm`.
+
+    With factors the norm is that of the gradients times them, by path, whatever is given.
+    """
 
     def update(
         gradients: Any, state: Any, params: Any = None, *, gradient_norm: Float[Array, ""] | None = None
     ) -> tuple[Any, Any]:
         del params
         norm = optax.tree.norm(gradients) if gradient_norm is None else gradient_norm
+        if factors is not None:
+            norm = weighted_norm(factors, gradients)
         return jax.tree.map(lambda leaf: jax.lax.select(norm < limit, leaf, leaf / norm * limit), gradients), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

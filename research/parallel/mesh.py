@@ -1,5 +1,6 @@
 """The device mesh, and the start and agreement of the hosts that share it."""
 
+import itertools
 import logging
 import math
 import os
@@ -26,6 +27,7 @@ PRESET_AXES: dict[str, dict[str, int]] = {
 }
 
 _AGREEMENT_TIMEOUT = 3_600_000  # milliseconds
+_AGREEMENTS = itertools.count()
 
 log = logging.getLogger("isoflop")
 
@@ -130,11 +132,12 @@ def agree(facts: Mapping[str, str]) -> None:
         return
     client = distributed.global_state.client
     assert client is not None, "several processes without a coordination service"
+    place = f"isoflop/{next(_AGREEMENTS)}"  # keys and barriers are used once, and a process may run several cells
     for name, value in facts.items():
-        client.key_value_set(f"isoflop/{name}/{jax.process_index()}", value)
-    client.wait_at_barrier("isoflop/agreement", timeout_in_ms=_AGREEMENT_TIMEOUT)
+        client.key_value_set(f"{place}/{name}/{jax.process_index()}", value)
+    client.wait_at_barrier(f"{place}/agreement", timeout_in_ms=_AGREEMENT_TIMEOUT)
     for name, mine in facts.items():
-        values = [client.blocking_key_value_get(f"isoflop/{name}/{p}", 60_000) for p in range(jax.process_count())]
+        values = [client.blocking_key_value_get(f"{place}/{name}/{p}", 60_000) for p in range(jax.process_count())]
         differing = [process for process, value in enumerate(values) if value != values[0]]
         if differing:
             log.error("process %d has %s %s", jax.process_index(), name, mine)

@@ -26,6 +26,9 @@ _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 # What does not enter a compiled update.
 _OUTSIDE = (
     "cli",
+    "scaling",
+    "sweeps",
+    "train/page",
     "plan/page",
     "plan/search",
     "plan/roofline",

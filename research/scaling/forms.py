@@ -148,10 +148,12 @@ class Chinchilla(Form):
         """E, A, B, alpha, beta, and a = beta / (alpha + beta), b = alpha / (alpha + beta)."""
         log_a, log_b, log_e, alpha, beta = theta.T
         whole = alpha + beta
+        with np.errstate(over="ignore"):  # a draw whose exponent is at its bound may have an A beyond all numbers
+            at_one = np.exp(log_a + alpha * points.centre_parameters), np.exp(log_b + beta * points.centre_tokens)
         return {
             "E": np.exp(log_e),
-            "A": np.exp(log_a + alpha * points.centre_parameters),
-            "B": np.exp(log_b + beta * points.centre_tokens),
+            "A": at_one[0],
+            "B": at_one[1],
             "alpha": alpha,
             "beta": beta,
             "a": beta / whole,

@@ -54,6 +54,7 @@ class Settings:
         self.objective.check_model(self.model)
         self.train.check()
         self.optimizer.check(self.train.num_steps)
+        self.optimizer.check_model(self.model)
         if self.data.source != "docstrings" and not self.data.path:
             raise UserError(
                 f"data.path is empty, but data.source={self.data.source} needs a file, directory or pattern"

@@ -145,6 +145,43 @@ class ModelSettings:
         since=3,
     )
 
+    parametrisation: str = setting(
+        "standard",
+        "how initial values and learning rates follow from the width; mup: so that rates tuned at base_width hold",
+        choices=("standard", "mup"),
+        since=4,
+    )
+    base_width: int | None = setting(None, "embed_dim that rates were tuned at (mup)", minimum=1, since=4)
+    base_head_dim: int | None = setting(None, "width of a head there (mup)", minimum=1, since=4)
+    depth_scaling: str = setting(
+        "none",
+        "factor of residual branches by depth, so that rates tuned at base_depth hold; sqrt: 1/sqrt(depth) "
+        "(Depth-muP), linear: 1/depth (CompleteP)",
+        choices=("none", "sqrt", "linear"),
+        since=4,
+    )
+    base_depth: int | None = setting(None, "num_layers that rates were tuned at (sqrt, linear)", minimum=1, since=4)
+
+    @property
+    def width_growth(self) -> float:
+        """The width over that at which rates were tuned; 1 where the parametrisation takes no account of it."""
+        return self.embed_dim / self.base_width if self.parametrisation == "mup" and self.base_width else 1.0
+
+    @property
+    def head_growth(self) -> float:
+        """The same of the width of a head."""
+        return self.head_width / self.base_head_dim if self.parametrisation == "mup" and self.base_head_dim else 1.0
+
+    @property
+    def depth_growth(self) -> float:
+        """The depth over that at which rates were tuned; an encoder is taken to grow as the decoder does."""
+        return self.num_layers / self.base_depth if self.depth_scaling != "none" and self.base_depth else 1.0
+
+    @property
+    def branch_exponent(self) -> float:
+        """A residual branch is multiplied by the inverse of the depth to this power."""
+        return {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[self.depth_scaling]
+
     @property
     def kv_heads(self) -> int:
         """Number of key and value heads."""
@@ -232,4 +269,32 @@ class ModelSettings:
             raise UserError(
                 f"model.rotary_low={self.rotary_low} must lie between 0 and model.rotary_high={self.rotary_high}: "
                 "change one of them"
+            )
+        self._check_parametrisation()
+
+    def _check_parametrisation(self) -> None:
+        mup, deep = self.parametrisation == "mup", self.depth_scaling != "none"
+        if mup and self.base_width is None:
+            raise UserError("model.parametrisation=mup scales from a tuned model: set model.base_width, its embed_dim")
+        attends = self.architecture in {"transformer", "encoder_decoder"}
+        if mup and attends and self.base_head_dim is None and self.embed_dim != self.base_width:
+            raise UserError(
+                f"model.parametrisation=mup needs to know whether heads grow with model.embed_dim={self.embed_dim}: "
+                f"set model.base_head_dim, their width at model.base_width={self.base_width} (here {self.head_width})"
+            )
+        if mup and self.tied_embeddings and attends and self.norm_position == "post" and not self.head_transform:
+            raise UserError(
+                "model.parametrisation=mup with model.tied_embeddings=true scales the norm before the head, which "
+                "model.norm_position=post lacks: set model.tied_embeddings=false or model.head_transform=true"
+            )
+        if deep and self.base_depth is None:
+            raise UserError(
+                f"model.depth_scaling={self.depth_scaling} scales from a tuned model: set model.base_depth, its "
+                "num_layers"
+            )
+        if deep and (self.architecture == "lstm" or (attends and self.norm_position == "post")):
+            key = "architecture=lstm" if self.architecture == "lstm" else "norm_position=post"
+            raise UserError(
+                f"model.depth_scaling={self.depth_scaling} scales what branches add to an unnormalised residual "
+                f"stream, which model.{key} has not: set model.depth_scaling=none"
             )

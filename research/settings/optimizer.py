@@ -6,6 +6,7 @@ import re
 
 from research.errors import UserError
 from research.settings.fields import setting
+from research.settings.model import ModelSettings
 
 NAMES = ("adamw", "sgd", "rmsprop", "lion", "adafactor", "muon", "schedule_free")
 
@@ -117,6 +118,17 @@ class OptimizerSettings:
         if self.name == "schedule_free":
             self._check_schedule_free()
         assert self.learning_rate_groups is not None  # read for its errors
+
+    def check_model(self, model: ModelSettings) -> None:
+        """Raises `UserError` where no rule says how learning rates follow from the model's size."""
+        if self.name != "sgd":
+            return
+        for name, plain in (("parametrisation", "standard"), ("depth_scaling", "none")):
+            if (value := getattr(model, name)) != plain:
+                raise UserError(
+                    f"optimizer.name=sgd has no rule for model.{name}={value}, since its steps shrink with the "
+                    f"gradient and its clipping: set model.{name}={plain}, or another optimizer.name"
+                )
 
     def _check_schedule(self, num_steps: int) -> None:
         warmup = self.warmup(num_steps)

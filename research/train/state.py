@@ -14,6 +14,8 @@ from research.optim import Hyper, evaluated, evaluated_from, next_ema, optimizer
 from research.parallel import rules
 from research.settings import OptimizerSettings, Settings
 
+Numbers = tuple[UInt32[Array, ""], Hyper]
+
 
 class TrainState(NamedTuple):
     """All that an update reads and writes.
@@ -61,20 +63,29 @@ class TrainState(NamedTuple):
         return evaluated(parts, self.params, self.hyper.beta1)
 
 
-def initial_state(settings: Settings, model: Model) -> TrainState:
-    """The state before the first update; traceable, so that it can be born sharded."""
-    return state_of(settings, model, model.init(jax.random.key(jnp.asarray(settings.seed, jnp.uint32))))
+def initial_state(settings: Settings, model: Model, numbers: Numbers | None = None) -> TrainState:
+    """The state before the first update; traceable, so that it can be born sharded.
+
+    Runs that differ in nothing but their numbers are born by one program where these are its arguments.
+    """
+    seed, hyper = numbers or numbers_of(settings)
+    return state_of(settings, model, model.init(jax.random.key(seed)), (seed, hyper))
 
 
-def state_of(settings: Settings, model: Model, params: Any) -> TrainState:
+def numbers_of(settings: Settings) -> Numbers:
+    """The seed and the traced numbers of the settings."""
+    return jnp.asarray(settings.seed, jnp.uint32), Hyper.of(settings)
+
+
+def state_of(settings: Settings, model: Model, params: Any, numbers: Numbers | None = None) -> TrainState:
     """The state before the first update of given weights; traceable."""
-    hyper = Hyper.of(settings)
+    seed, hyper = numbers or numbers_of(settings)
     moments = optimizer(settings.optimizer, hyper, model.parameters()).init(params)
     average = None
     if settings.optimizer.ema_decay is not None:
         # A copy, because the state is donated, and an array cannot be given away twice.
         average = jax.tree.map(lambda weight: jnp.array(weight, jnp.float32), params)
-    return TrainState(jnp.zeros((), jnp.int32), params, moments, hyper, jnp.asarray(settings.seed, jnp.uint32), average)
+    return TrainState(jnp.zeros((), jnp.int32), params, moments, hyper, seed, average)
 
 
 def state_shapes(settings: Settings, model: Model, mesh: Mesh, preset: str) -> TrainState:
@@ -87,4 +98,5 @@ def state_shapes(settings: Settings, model: Model, mesh: Mesh, preset: str) -> T
 def born_sharded(settings: Settings, model: Model, shapes: TrainState) -> TrainState:
     """The initial state, each device making its own shards only."""
     shardings = jax.tree.map(lambda shape: shape.sharding, shapes)
-    return jax.jit(lambda: initial_state(settings, model), out_shardings=shardings)()
+    born = jax.jit(lambda numbers: initial_state(settings, model, numbers), out_shardings=shardings)
+    return born(jax.device_get(numbers_of(settings)))

@@ -1,0 +1,245 @@
+"""What a sweep is: a question, a recipe, and its points; and what its cells are."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import math
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from research import config
+from research.errors import UserError
+from research.settings import Settings
+from research.sweeps.algebra import Point, canonical
+from research.sweeps.resolve import FROM_STEP, TRUNK, base_record, keys_of, resolved, trunk_of
+
+ID_DIGITS = 10
+KEEPS = ("best", "last", "all", "none")
+# Keys of the shape come first in a name, the length and the seed last.
+_LAST = ("train.num_steps", FROM_STEP, "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What a sweep file's `get_sweep()` returns.
+
+    Attributes:
+      question: that the sweep answers, one sentence.
+      recipe: as `--config` takes it: `configs/causal.py:tiny`.
+      points: overrides of the recipe, one mapping a cell; see `research/sweeps/algebra.py`.
+      baseline: keys that the cells have with which others are compared; none: there is no such cell.
+      held_out: which points are predicted, not fitted; none: all are fitted.
+      yardstick: figure of a cell that is compared and fitted, a column of rows.csv.
+      keep: which checkpoints of a finished cell stay: the `best`, the `last`, `all` or `none`.
+      analyses: what the report works out, of `fit`, `isoflop`, `verdict`, `transfer`.
+      max_epochs: cells that would see the pool of distinct tokens more often are refused.
+    """
+
+    question: str
+    recipe: str
+    points: tuple[Point, ...]
+    baseline: Point | None = None
+    held_out: Callable[[Point], bool] | None = None
+    yardstick: str = "bits_per_byte"
+    keep: str = "best"
+    analyses: tuple[str, ...] = ("fit", "isoflop", "verdict", "transfer")
+    max_epochs: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.points:
+            raise UserError(f"the sweep {self.question!r} has no points: give at least one")
+        if self.keep not in KEEPS:
+            raise UserError(f"keep={self.keep!r} of a sweep: choose one of {', '.join(KEEPS)}")
+        if not self.max_epochs > 0:
+            raise UserError(f"max_epochs={self.max_epochs} of a sweep: it has to be more than 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+      id: ten digits of the scientific hash of its settings; of a branch, of its trunk and first step as well.
+      name: what differs from other cells, to read.
+      point: overrides of the recipe.
+      settings: all that the run is.
+      after: id of the trunk whose checkpoint it begins with; none: it begins anew.
+      from_step: updates that the trunk had then.
+      held_out: it is predicted, not fitted.
+    """
+
+    id: str
+    name: str
+    point: Point
+    settings: Settings
+    after: str | None = None
+    from_step: int | None = None
+    held_out: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """A point that cannot be a cell, and the sentence that says why."""
+
+    name: str
+    point: Point
+    reason: str
+
+
+def load_sweep(path: Path) -> Sweep:
+    """The sweep of a sweep file. Sweep files are Python and run with your rights: read what you run.
+
+    Raises:
+      UserError: there is no such file, it is no sweep file, or what it does fails.
+    """
+    if not path.is_file():
+        known = ", ".join(sorted(map(str, Path("experiments").glob("*/sweep.py"))))
+        raise UserError(f"there is no sweep file {path}" + (f"; sweeps here: {known}" if known else ""))
+    spec = importlib.util.spec_from_file_location(f"isoflop_sweep_{path.parent.name}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is no Python file: a sweep file is called sweep.py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        made = getattr(module, "get_sweep", None)
+        sweep = made() if callable(made) else made
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except SyntaxError as error:
+        raise UserError(f"{path} is not Python: {error.msg} in line {error.lineno}") from error
+    except (ArithmeticError, AttributeError, ImportError, LookupError, NameError, TypeError, ValueError) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f" in line {lines[-1]}" if lines else ""
+        raise UserError(f"{path} fails{where}: {type(error).__name__}: {error}") from error
+    if sweep is None:
+        raise UserError(f"{path} has no function get_sweep that returns a Sweep")
+    if not isinstance(sweep, Sweep):
+        raise UserError(f"{path}: get_sweep gives {type(sweep).__name__}, not a Sweep: return research.sweeps.Sweep")
+    return sweep
+
+
+def text_hash(path: Path) -> str:
+    """16 hexadecimal digits of a sweep file's text."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def cells_of(sweep: Sweep) -> tuple[list[Cell], list[Refused]]:
+    """The cells of a sweep, and the points that cannot be one.
+
+    Raises:
+      UserError: two points are one run, or a branch has no trunk among the points.
+    """
+    base, names = base_record(sweep.recipe), names_of(sweep.points)
+    cells: list[Cell] = []
+    refused: list[Refused] = []
+    for point, name in zip(sweep.points, names, strict=True):
+        held_out = bool(sweep.held_out(keys_of(point))) if sweep.held_out else False
+        try:
+            cells.append(make_cell(base, point, name, sweep.keep, held_out=held_out))
+        except UserError as error:
+            refused.append(Refused(name, point, str(error)))
+    check_ids(cells)
+    return with_trunks(cells, dict(zip(names, sweep.points, strict=True))), refused
+
+
+def make_cell(base: Mapping[str, Any], point: Point, name: str, keep: str, *, held_out: bool = False) -> Cell:
+    """The cell of a point over a recipe's record.
+
+    Raises:
+      UserError: the settings cannot be.
+    """
+    settings = retained(resolved(base, point), keep)
+    trunk, step = trunk_of(point), point.get(FROM_STEP)
+    if trunk is None:
+        return Cell(cell_id(settings), name, point, settings, held_out=held_out)
+    after = cell_id(resolved(base, trunk))
+    return Cell(cell_id(settings, after, step), name, point, settings, after, step, held_out)
+
+
+def cell_id(settings: Settings, after: str | None = None, from_step: int | None = None) -> str:
+    """What names a cell: its settings, and for a branch where it begins."""
+    own = config.scientific_hash(settings)
+    text = own if after is None else hashlib.sha256(f"{own} {after} {from_step}".encode()).hexdigest()
+    return text[:ID_DIGITS]
+
+
+def retained(settings: Settings, keep: str) -> Settings:
+    """Settings under which a run leaves the checkpoints that `keep` wants; what is too many goes when it is done."""
+    every = settings.train.checkpoint_every if keep == "all" else settings.train.keep_every
+    return dataclasses.replace(settings, train=dataclasses.replace(settings.train, keep_every=every))
+
+
+def check_ids(cells: Sequence[Cell]) -> None:
+    """Raises `UserError` where two cells have one id."""
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        if other := seen.get(cell.id):
+            raise UserError(
+                f"two points are one run, {cell.id}: {canonical(other.point)} and {canonical(cell.point)} differ in no "
+                "key that changes a result: drop one of them"
+            )
+        seen[cell.id] = cell
+
+
+def with_trunks(cells: Sequence[Cell], points: Mapping[str, Point]) -> list[Cell]:
+    """The cells, each trunk before its branches and with checkpoints at the steps where they begin.
+
+    Raises:
+      UserError: a branch whose trunk is not there.
+    """
+    steps: dict[str, list[int]] = {}
+    for cell in cells:
+        if cell.after is not None and cell.from_step is not None:
+            steps.setdefault(cell.after, []).append(cell.from_step)
+    known = {cell.id for cell in cells}
+    for cell in cells:
+        if cell.after is not None and cell.after not in known:
+            raise UserError(
+                f"the cell {cell.name} branches from a run that is no cell of this sweep "
+                f"({canonical(points[cell.name][TRUNK])}): keep what branch() gives together"
+            )
+    found = [_keeping(cell, steps[cell.id]) if cell.id in steps else cell for cell in cells]
+    return sorted(found, key=lambda cell: cell.after is not None)
+
+
+def _keeping(trunk: Cell, steps: Sequence[int]) -> Cell:
+    every = math.gcd(*steps)
+    train = dataclasses.replace(trunk.settings.train, checkpoint_every=every, keep_every=every)
+    return dataclasses.replace(trunk, settings=dataclasses.replace(trunk.settings, train=train))
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def names_of(points: Sequence[Point]) -> list[str]:
+    """A name for each point: the keys in which points differ, as few as tell them apart."""
+    keys = [key for key in dict.fromkeys(key for point in points for key in point) if key != TRUNK]
+    values = {key: [json.dumps(point.get(key)) for point in points] for key in keys}
+    varying = [key for key in keys if len(set(values[key])) > 1]
+    varying.sort(key=lambda key: (_LAST.index(key) if key in _LAST else -1, -len(set(values[key])), key))
+    shown: list[str] = []
+    told = [""] * len(points)
+    for key in varying:
+        finer = [f"{before} {value}" for before, value in zip(told, values[key], strict=True)]
+        if len(set(finer)) > len(set(told)):
+            shown.append(key)
+            told = finer
+    short = _short(shown)
+    return [
+        " ".join(f"{short[key]}={_text(point[key])}" for key in shown if key in point) or "only" for point in points
+    ]
+
+
+def _short(keys: Sequence[str]) -> dict[str, str]:
+    last = {key: key.rsplit(".", 1)[-1].removeprefix("num_").removesuffix("_dim") for key in keys}
+    found = list(last.values())
+    return {key: name if found.count(name) == 1 else key for key, name in last.items()}
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value).replace("null", "none")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
