@@ -23,10 +23,17 @@ Tell = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """Who takes part: the name that is shown, and what `benchmarks.contestants` is asked for, `python` by whom."""
+    """Who takes part.
+
+    Attributes:
+      name: that is shown.
+      request: what `benchmarks.contestants` is asked for, `python` by whom.
+      guest: the race goes on without it where it cannot start.
+    """
 
     name: str
     request: Mapping[str, Any]
+    guest: bool = False
 
 
 @dataclasses.dataclass
@@ -52,6 +59,7 @@ class Race:
       limits: FLOP/s of large products in each round.
       records: of the contestants, by name.
       cached: what Isoflop says of its start where its programs come from a cache that an earlier start filled.
+      missing: a line for each guest that could not start.
     """
 
     shape: Shape
@@ -59,6 +67,7 @@ class Race:
     limits: list[float]
     records: MappingProxyType[str, Record]
     cached: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
 
 class ContestantError(Exception):
@@ -135,13 +144,20 @@ def race(shape: Shape, contestants: list[Contestant], rounds: int, steps: int | 
     """
     records: dict[str, Record] = {}
     limits: list[float] = []
+    missing: list[str] = []
     with contextlib.ExitStack() as stack:
         tell("starting the matrix products")
         gemm, _ = stack.enter_context(_started(Contestant("gemm", {"name": "gemm"}), shape))
         processes: dict[str, Process] = {}
         for contestant in contestants:
             tell(f"compiling {contestant.name}")
-            process, start = stack.enter_context(_started(contestant, shape, steps=steps))
+            try:
+                process, start = stack.enter_context(_started(contestant, shape, steps=steps))
+            except ContestantError as error:
+                if not contestant.guest:
+                    raise
+                missing.append(f"{contestant.name} is left out: {error}, as it says above")
+                continue
             steps = steps or max(1, round(SECONDS_PER_ROUND / start["step_seconds"]))
             processes[contestant.name], records[contestant.name] = process, Record(start)
         assert steps is not None
@@ -151,4 +167,4 @@ def race(shape: Shape, contestants: list[Contestant], rounds: int, steps: int | 
             for name in list(processes)[:: -1 if number % 2 else 1]:
                 records[name].rounds.append(processes[name].round(steps))
         tell("ending")
-    return Race(shape, steps, limits, MappingProxyType(records))
+    return Race(shape, steps, limits, MappingProxyType(records), missing=tuple(missing))

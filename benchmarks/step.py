@@ -15,6 +15,7 @@ from benchmarks.race import Contestant, ContestantError, race, start_from_cache
 from benchmarks.shapes import DEFAULT, FAMILIES, OBJECTIVES, SHAPES, Shape
 
 KERNELS = ("auto", "reference")
+OWN = {"bare", "loop", "cached", "isoflop-reference", "isoflop-auto"}
 RESULTS = Path(__file__).parent / "results"
 EXAMPLES = """examples:
   python -m benchmarks.step                                what `make benchmark` does
@@ -43,7 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
         if shape.asks not in OBJECTIVES[shape.family]:
             allowed = ", ".join(OBJECTIVES[shape.family])
             parser().error(f"--objective {shape.asks} with --family {shape.family}: choose of {allowed}")
+        if min(dataclasses.asdict(shape)[name] for name in SIZES) < 1 or shape.embed % shape.heads:
+            parser().error("sizes are at least 1, and --heads divides --embed")
+    if unknown := set(options.without) - {peer.name for peer in peers.ALL} - OWN:
+        parser().error(f"--without {','.join(sorted(unknown))}: choose of those that --help lists")
     if options.cores:
+        if not options.cores <= os.sched_getaffinity(0):
+            parser().error(f"--cores: choose of {','.join(map(str, sorted(os.sched_getaffinity(0))))}")
         os.sched_setaffinity(0, options.cores)
     console = Console(stderr=options.json)
     if not console.is_terminal:
@@ -113,7 +120,7 @@ def contestants(shape: Shape, options: argparse.Namespace) -> tuple[list[Contest
     """Who takes part, and a line for each peer that is absent: peers, the bare step, Isoflop's step with each set of
     kernels, and its loop with the first of them."""
     found = peers.find(shape, options.torch_compile)
-    listed = [Contestant(name, request) for name, request in found.requests.items()]
+    listed = [Contestant(name, request, guest=True) for name, request in found.requests.items()]
     if (shape.family, shape.asks) == ("gpt", "causal"):
         listed.append(Contestant("bare", {"name": "bare"}))
     kernels = options.kernels.split(",")
@@ -140,6 +147,9 @@ def measure(label: str, shape: Shape, options: argparse.Namespace, console: Cons
         if "cached" not in options.without:
             cached = start_from_cache(next(entry for entry in listed if entry.name == "isoflop"), shape, tell)
         run = dataclasses.replace(race(shape, listed, options.rounds, options.steps, tell), cached=cached)
+    for line in run.missing:
+        console.print(line, style="dim", soft_wrap=True)
+    absent = (*absent, *run.missing)
     model_flops = run.records["isoflop"].start["model_flops"]
     found = report.figures(run, model_flops)
     result = report.record(label, run, found, model_flops, load, absent)

@@ -13,6 +13,7 @@ examples:
 """  # noqa: E501 - a command is read in one line
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,8 +63,10 @@ def run(options: argparse.Namespace) -> "Result":
     from research.cli.arguments import console, settings
     from research.plan import page, planning, search, topologies, verdict
 
-    if options.price is not None and options.price < 0:
-        raise UserError(f"--price={options.price:g}: a price is not negative")
+    if options.price is not None and not 0 <= options.price < math.inf:
+        raise UserError(f"--price={options.price:g}: a price is a number of at least 0")
+    if options.output is not None and options.output.is_dir():
+        raise UserError(f"--output={options.output} is a directory: name a file in it, as in plan.html")
     if options.compiles < 1:
         raise UserError(f"--compiles={options.compiles}: compile at least one layout, or add --no-compile")
     chosen = settings(options.config, options.overrides)

@@ -36,26 +36,45 @@ def start_processes(settings: ParallelSettings) -> None:
     """Joins the processes of a multi-host run, as the settings or the environment (SLURM, Cloud TPU) describe it.
 
     Must run before any device is touched. One process alone starts nothing.
+
+    Raises:
+      UserError: the description is incomplete.
     """
-    if settings.coordinator_address or "JAX_COORDINATOR_ADDRESS" in os.environ:
-        jax.distributed.initialize(
-            settings.coordinator_address or None,
-            settings.num_processes or _environment_number("JAX_NUM_PROCESSES"),
-            settings.process_id if settings.process_id is not None else _environment_number("JAX_PROCESS_ID"),
+    count = settings.num_processes or _environment_number("JAX_NUM_PROCESSES")
+    number = settings.process_id if settings.process_id is not None else _environment_number("JAX_PROCESS_ID")
+    named = bool(settings.coordinator_address) or "JAX_COORDINATOR_ADDRESS" in os.environ
+    given = f"parallel.num_processes={count}, parallel.process_id={number}"
+    complete = named and count is not None and number is not None and 0 <= number < count
+    if complete or _in_cluster():
+        jax.distributed.initialize(settings.coordinator_address or None, count, number)
+    elif named:
+        raise UserError(
+            f"{given}: beside parallel.coordinator_address say how many processes there are, and which of them this "
+            "one is, from 0"
         )
-    elif (
-        (int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in os.environ)
-        or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
-        or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
-    ):
-        jax.distributed.initialize()
+    elif settings.num_processes or settings.process_id is not None:
+        raise UserError(
+            f"{given} without parallel.coordinator_address: each process would train alone; name HOST:PORT of process 0"
+        )
     else:
         return
     log.info("process %d of %d: %d local devices", jax.process_index(), jax.process_count(), jax.local_device_count())
 
 
+def _in_cluster() -> bool:
+    """Whether SLURM or Cloud TPU says who takes part, and JAX asks them."""
+    return (
+        (int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in os.environ)
+        or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+        or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+    )
+
+
 def _environment_number(name: str) -> int | None:
-    return int(os.environ[name]) if name in os.environ else None
+    text = os.environ.get(name)
+    if text is not None and not text.isdecimal():
+        raise UserError(f"{name}={text} is no number: unset it, or set it right")
+    return None if text is None else int(text)
 
 
 def axis_sizes(settings: ParallelSettings, num_devices: int) -> dict[str, int]:
@@ -98,25 +117,40 @@ def make_mesh(settings: ParallelSettings, devices: Sequence[jax.Device] | None =
     sizes = axis_sizes(settings, len(devices))
     shape = tuple(sizes[axis] for axis in AXES)
     slices = {getattr(device, "slice_index", 0) for device in devices}
-    if len(slices) > 1:
-        if sizes["replica"] % len(slices):
-            raise UserError(
-                f"parallel.mesh.replica={sizes['replica']} is not a multiple of the {len(slices)} slices: set it to one"
-            )
-        within = (sizes["replica"] // len(slices), *shape[1:])
-        grid = mesh_utils.create_hybrid_device_mesh(within, (len(slices),) + (1,) * (len(AXES) - 1), devices)
-    elif devices[0].platform == "cpu":
+    if sizes["replica"] % len(slices):
+        raise UserError(
+            f"parallel.mesh.replica={sizes['replica']} is not a multiple of the {len(slices)} slices: set it to "
+            f"{len(slices)}, so that the other axes stay within one"
+        )
+    if devices[0].platform == "cpu" and len(slices) == 1:
         grid = np.asarray(devices).reshape(shape)
     else:
-        try:
-            grid = mesh_utils.create_device_mesh(shape, devices)
-        except NotImplementedError as error:
-            shown = ", ".join(f"parallel.mesh.{axis}={size}" for axis, size in sizes.items() if size != 1)
-            raise UserError(
-                f"{shown} cannot be laid on these {len(devices)} devices: every axis has to be a product of whole "
-                "sides of their torus; change the sizes of the axes"
-            ) from error
+        grid = _placed(sizes, devices, len(slices))
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _placed(sizes: Mapping[str, int], devices: Sequence[jax.Device], slices: int) -> np.ndarray:
+    """Devices by axis: on whole sides of their torus, and where the sizes do not allow it, on parts of sides.
+
+    Raises:
+      UserError: neither can be had.
+    """
+    shape = tuple(sizes[axis] for axis in AXES)
+    error: Exception | None = None
+    for split in (False, True):
+        how = {"allow_split_physical_axes": split}
+        try:
+            if slices == 1:
+                return mesh_utils.create_device_mesh(shape, devices, **how)
+            within = (shape[0] // slices, *shape[1:])
+            return mesh_utils.create_hybrid_device_mesh(within, (slices,) + (1,) * (len(AXES) - 1), devices, **how)
+        except (NotImplementedError, ValueError) as found:
+            error = found
+    shown = ", ".join(f"parallel.mesh.{axis}={size}" for axis, size in sizes.items() if size != 1)
+    raise UserError(
+        f"{shown} cannot be laid on these {len(devices)} devices: every axis has to be a product of sides of their "
+        "torus, or of parts of them; change the sizes of the axes"
+    ) from error
 
 
 def agree(facts: Mapping[str, str]) -> None:

@@ -89,17 +89,22 @@ def parse(name: str, slices: int = 1) -> Topology:
     Raises:
       UserError: an unknown chip, a shape that it cannot have, or slices of what has none.
     """
-    found = re.fullmatch(r"(?:gpu:)?([a-z0-9]+):(\d+(?:x\d+)*)", name.lower())
-    chip = (CHIPS | {"cpu": _CPU}).get(found[1]) if found else None
-    if found is None or chip is None:
+    found = re.fullmatch(r"(gpu:)?([a-z0-9]+):(\d+(?:x\d+)*)", name.lower())
+    chip = (CHIPS | {"cpu": _CPU}).get(found[2]) if found else None
+    if found is None or chip is None or (found[1] and chip.platform != "gpu"):
         known = ", ".join([*CHIPS, "cpu"])
         raise UserError(f"--topology={name} is unknown: write {EXAMPLES}; chips: {known}")
-    shape = tuple(int(size) for size in found[2].split("x"))
+    shape = tuple(int(size) for size in found[3].split("x"))
     if any(size < 1 for size in shape):
         raise UserError(f"--topology={name} has a side of 0: every side is at least 1")
     wanted = chip.dimensions or (2 if chip.platform == "gpu" else 1)
     if chip.platform == "gpu" and len(shape) == 1:
-        shape = (min(shape[0], 8), -(-shape[0] // 8))
+        if shape[0] > 8 and shape[0] % 8:
+            raise UserError(
+                f"--topology={name}: {shape[0]} GPUs are no whole nodes of 8: write GPUs a node and nodes, as in "
+                f"gpu:{chip.name}:4x{-(-shape[0] // 4)}"
+            )
+        shape = (min(shape[0], 8), max(1, shape[0] // 8))
     if len(shape) != wanted:
         raise UserError(f"--topology={name} has {len(shape)} sides, but {chip.name} has {wanted}: write {EXAMPLES}")
     if slices < 1 or (slices > 1 and not chip.dimensions):

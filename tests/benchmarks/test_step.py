@@ -15,11 +15,11 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 PEERS = "nanogpt,huggingface,litgpt,nanodo,maxtext"
 
 
-def benchmark(*flags: str) -> subprocess.CompletedProcess[str]:
+def benchmark(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "benchmarks.step", *TINY, *flags],
         cwd=ROOT,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | environment,
         capture_output=True,
         text=True,
         timeout=600,
@@ -43,8 +43,33 @@ def test_a_benchmark_of_a_tiny_shape(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_contestant_that_fails_ends_the_benchmark(tmp_path: Path) -> None:
-    ran = benchmark("--heads=3", "--without", f"cached,{PEERS}", "--output", str(tmp_path))
-    assert ran.returncode == 1
-    assert "the contestant bare ended" in ran.stdout
-    assert not list(tmp_path.iterdir())
+def test_a_peer_that_cannot_start_is_left_out(tmp_path: Path) -> None:
+    """A folder that exists and is no checkout."""
+    others = ",".join(name for name in PEERS.split(",") if name != "nanodo")
+    ran = benchmark(
+        "--rounds=1",
+        "--steps=1",
+        "--without",
+        f"cached,loop,bare,{others}",
+        "--output",
+        str(tmp_path),
+        ISOFLOP_BENCH_NANODO=str(tmp_path),
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "nanodo is left out: the contestant nanodo ended with status 1" in ran.stdout
+    (written,) = tmp_path.glob("*.json")
+    assert list(json.loads(written.read_text())["figures"]) == ["isoflop"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--heads=3"], "--heads divides --embed"),
+        (["--layers=0"], "at least 1"),
+        (["--cores=99"], "--cores: choose of"),
+        (["--without=nobody"], "--without nobody"),
+    ],
+)
+def test_a_mistake_is_said_before_anything_starts(flags: list[str], said: str) -> None:
+    ran = benchmark(*flags)
+    assert ran.returncode == 2 and said in ran.stderr and "Traceback" not in ran.stderr

@@ -69,6 +69,10 @@ def one_document(of: attention.Operands) -> attention.Operands:
     return of._replace(query_segments=jnp.ones_like(of.query_segments), key_segments=jnp.ones_like(of.key_segments))
 
 
+def scaled(of: attention.Operands) -> attention.Operands:
+    return of._replace(query=1.02 * of.query)
+
+
 def all_memory(of: attention.Operands) -> attention.Operands:
     return of if of.query_segments is of.key_segments else one_document(of)
 
@@ -187,7 +191,7 @@ BREAKAGES: dict[str, tuple[str, dict[str, Any], Break]] = {
     "another backend that ignores documents": (visibility.PACKING, MASKED, backend("reference", one_document)),
     "a state that runs on into the next document": (visibility.PACKING, LSTM, wrapped(Lstm, "_read", never_begins)),
     "a decoder that sees all of the encoder": (visibility.PACKING, BOTH, backend("blocked", all_memory)),
-    "a backend with another scale": (visibility.BACKENDS, {}, backend("blocked", lambda **named: {"scale": 0.51})),
+    "a backend with another scale": (visibility.BACKENDS, {}, backend("blocked", scaled)),
     "positions that begin anew in each piece": (
         visibility.CACHE,
         {},

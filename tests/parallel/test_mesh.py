@@ -78,6 +78,26 @@ def test_a_mesh_has_all_axes_and_all_devices() -> None:
     assert mesh.make_mesh(parallel(), jax.devices()[:1]).size == 1
 
 
+@pytest.mark.parametrize(
+    ("fields", "environment", "mentioned"),
+    [
+        ({"num_processes": 2, "process_id": 1}, {}, "parallel.coordinator_address"),
+        ({"process_id": 0}, {}, "parallel.coordinator_address"),
+        ({"coordinator_address": "localhost:1"}, {}, "parallel.num_processes=None"),
+        ({"coordinator_address": "localhost:1", "num_processes": 2, "process_id": 5}, {}, "parallel.process_id=5"),
+        ({"coordinator_address": "localhost:1"}, {"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two"),
+    ],
+)
+def test_a_cluster_that_is_half_described_is_refused(
+    fields: dict[str, Any], environment: dict[str, str], mentioned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught:
+        mesh.start_processes(ParallelSettings(**fields))
+    assert_one_sentence(str(caught.value), mentioned)
+
+
 def test_one_process_agrees_with_itself() -> None:
     mesh.agree({"settings": "a", "commit": "b"})
 
