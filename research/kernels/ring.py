@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from research.kernels.attention import HIDDEN, KEPT, Form, Operands
+from research.kernels.layout import Layout, spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,3 +170,27 @@ def _logits(
     offset = jax.lax.axis_index(around.axis) * length - source * keys
     visible = form.pattern.visible(of.query_segments, parts.segments, offset, parts.prefix)[:, None, None]
     return jnp.where(visible, logits, HIDDEN), visible
+
+
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    """A ring of one device: what a plan traces, whose shapes are those of a device's own part.
+
+    Attributes:
+      layout: a mesh of one device.
+    """
+
+    layout: Layout
+
+    def __call__(self, of: Operands, form: Form) -> tuple[Float[Array, "batch query heads head_dim"], Float[Array, ""]]:
+        """See `kernels.attention`."""
+        parts = {name: array for name, array in of._asdict().items() if isinstance(array, jax.Array)}
+        around = Around(self.layout.sequence, 1, form)
+        mapped = jax.shard_map(
+            lambda own: ring(around, Operands(**own)),
+            mesh=self.layout.mesh,
+            in_specs=(spec(),),
+            out_specs=(spec(), spec()),
+            check_vma=False,
+        )
+        return mapped(parts)

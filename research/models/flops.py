@@ -81,7 +81,7 @@ def count(model: Model, work: Work) -> Count:
     )
     head = model.vocab_size * model.settings.embed_dim
     head += sum(parameter.size for parameter in declared if parameter.path == "head/transform")
-    full, seen = _attention(model, work)
+    full, seen = attention(model, work)
     return Count(
         parameters=total,
         non_embedding_parameters=total - outside,
@@ -108,7 +108,7 @@ def _multiply_adds(model: Model, parameter: Parameter, work: Work) -> float:
     return parameter.size * _share(model, parameter) * (work.encoder_positions if read else work.positions)
 
 
-def _attention(model: Model, work: Work) -> tuple[float, float]:
+def attention(model: Model, work: Work) -> tuple[float, float]:
     """Multiply-adds of scores and weighted values over a sequence: in full, and of what is seen."""
     settings = model.settings
     length, memory = work.positions, work.encoder_positions

@@ -33,16 +33,17 @@ class Account(NamedTuple):
 
 def count(model: Model, objective: Objective, raw_length: int) -> flops.Count:
     """Parameters, and operations of one update a window of `raw_length` tokens that is one document."""
-    whole = flops.count(model, _work(objective, raw_length))
+    whole = flops.count(model, work(objective, raw_length))
     if not isinstance(objective, Mixture):
         return whole
     required = sum(
-        share * flops.count(model, _work(member, raw_length)).required_flops for member, share in objective.parts
+        share * flops.count(model, work(member, raw_length)).required_flops for member, share in objective.parts
     )
     return dataclasses.replace(whole, required_flops=required)
 
 
-def _work(objective: Objective, raw_length: int) -> flops.Work:
+def work(objective: Objective, raw_length: int) -> flops.Work:
+    """What a window of `raw_length` tokens that is one document asks of a model."""
     lengths, targets = objective.lengths(raw_length), objective.expected_targets(raw_length)
     return flops.Work(
         positions=lengths.sequence,

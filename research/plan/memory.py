@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from research.plan.trace import Trace, batch_shapes
+from research.parallel import rules
+from research.plan.trace import Held, batch_shapes
 from research.plan.trace import trace as traced
-from research.settings import AXES
+from research.plan.weights import stored
 from research.train.assembly import Assembly
 from research.train.state import state_shapes
 
@@ -111,18 +113,14 @@ def estimates(assembly: Assembly) -> dict[str, int]:
     The working set is what one layer computes before it is thrown away, the weights of two layers gathered from their
     shards, and the logits where the head makes them.
     """
-    settings, mesh = assembly.settings, assembly.mesh
-    found = traced(assembly)
+    settings = assembly.settings
     weights = arguments(assembly)[PARAMETERS]
-    whole = dataclasses.replace(assembly, model=dataclasses.replace(assembly.model, remat="none"))
     layers = settings.model.num_layers + settings.model.encoder_layers
-    by_layer = activations(assembly, found if settings.parallel.remat == "none" else traced(whole)) / layers
-    cut = mesh.shape["fsdp"] * mesh.shape["expert"]
     width = np.dtype(settings.model.compute_dtype).itemsize
-    size = sum(p.size for p in assembly.model.parameters().values() if "layers" in p.dimensions) / layers
-    gathered = 2 * size * width / mesh.shape["tensor"] / mesh.shape["expert"] if cut > 1 else 0.0
-    kept = activations(assembly, found)
-    working = by_layer + gathered
+    of_layers = [weight for weight in stored(assembly) if "layers" in weight.parameter.dimensions]
+    gathered = 2 * width * sum(weight.part for weight in of_layers if weight.gathered) / layers
+    kept = activations(assembly)
+    working = all_activations(assembly) / layers + gathered
     listed = {
         GRADIENTS: weights * (2 if settings.train.accumulation > 1 else 1),
         ACTIVATIONS: kept,
@@ -131,27 +129,78 @@ def estimates(assembly: Assembly) -> dict[str, int]:
     return {kind: int(number) for kind, number in listed.items()}
 
 
-def activations(assembly: Assembly, found: Trace) -> float:
-    """Bytes of a device that the forward pass of a micro-batch keeps.
+def activations(assembly: Assembly) -> float:
+    """Bytes of a device that the forward pass of a micro-batch keeps in its memory."""
+    found = traced(assembly)
+    return _sharded(assembly, found.kept, found.rows) + _gathered_keys(assembly)
 
-    The dimension of the rows is cut by the axes that carry data, the sequence behind it by `sequence`, what is not the
-    residual stream by `tensor`; what has no rows (weights in the type that is computed in) as weights are.
-    """
-    mesh, settings, rows = assembly.mesh, assembly.settings, found.rows
-    share = settings.train.batch_size / settings.train.accumulation / rows
-    size = {axis: mesh.shape[axis] for axis in AXES}
-    data = size["replica"] * size["data"] * size["fsdp"] * size["expert"]
-    length = max(array.shape[2] for array in batch_shapes(assembly).values() if len(array.shape) > 2)
+
+def all_activations(assembly: Assembly) -> float:
+    """The same where nothing is computed again: what the policy of the run keeps, and what it does not."""
+    return activations(dataclasses.replace(assembly, model=dataclasses.replace(assembly.model, remat="none")))
+
+
+def offloaded(assembly: Assembly) -> float:
+    """Bytes that a device sends to its host's memory in the forward pass of a micro-batch."""
+    found = traced(assembly)
+    return _sharded(assembly, found.offloaded, found.rows)
+
+
+def _gathered_keys(assembly: Assembly) -> float:
+    """Bytes of the keys and values of other parts of a sequence, kept where they are gathered and not again."""
+    core, mesh, train = assembly.settings.model, assembly.mesh, assembly.settings.train
+    gathers = dict(assembly.kernels.names).get("sequence_attention") == "gather"
+    if not gathers or assembly.model.remat != "none":
+        return 0.0
+    rows = train.batch_size / train.accumulation / rules.num_shards(rules.BATCH, mesh)
+    keys = rows * max(_lengths(assembly)) * 2 * core.kv_heads * core.head_width / mesh.shape["tensor"]
+    others = 1 - 1 / mesh.shape["sequence"]
+    return (core.num_layers + core.encoder_layers) * keys * others * np.dtype(core.compute_dtype).itemsize
+
+
+def _lengths(assembly: Assembly) -> set[int]:
+    """Positions of a row: of what is read, and of the decoder where there is one."""
+    return {array.shape[2] for array in batch_shapes(assembly).values() if len(array.shape) > 2}
+
+
+def _sharded(assembly: Assembly, arrays: Sequence[Held], rows: int) -> float:
+    """Bytes of a device of traced arrays."""
+    train, lengths = assembly.settings.train, _lengths(assembly)
+    share = train.batch_size / train.accumulation / rows / rules.num_shards(rules.BATCH, assembly.mesh)
+    shards: dict[int, int] = {}
+    for parameter, number, *_ in stored(assembly):
+        stack = parameter.shape[0] if "layers" in parameter.dimensions else 1
+        shards |= {parameter.size: number, parameter.size // stack: number}
     total = 0.0
-    for shape, dtype in found.kept:
-        own = float(math.prod(shape) * dtype.itemsize)
-        holds = [n for n, dimension in enumerate(shape) if dimension in (rows, rows * length)]
-        if not holds:
-            own /= size["fsdp"] * size["tensor"] * size["expert"] if len(shape) > 1 else 1
+    for shape, dtype in arrays:
+        size = math.prod(shape)
+        place = next((n for n, dimension in enumerate(shape) if dimension and dimension % rows == 0), None)
+        if place is None:  # a weight in the type that is computed in, or a table that every device has
+            part = size / shards.get(size, 1)
         else:
-            rest = shape[holds[0] + 1 :]
-            own *= share / data / (size["sequence"] if shape[holds[0]] != rows or length in rest else 1)
-            beyond = math.prod(dimension for dimension in rest if dimension != length)
-            own /= size["tensor"] if beyond not in (1, settings.model.embed_dim) else 1
-        total += own
+            part = size * share * _held(assembly, lengths, shape[place] // rows, shape[place + 1 :])
+        total += part * dtype.itemsize
     return total
+
+
+def _held(assembly: Assembly, lengths: set[int], merged: int, rest: tuple[int, ...]) -> float:
+    """The share that a device holds of its rows of an array `[rows * merged, *rest]`.
+
+    Positions are cut by `sequence`, what is not the residual stream by `tensor`. Experts without places compute, in the
+    worst case, all tokens of the devices that share them (`kernels.sharded_experts`); with places, whole sequences.
+    """
+    core, size = assembly.settings.model, assembly.mesh.shape
+    picks = core.experts_per_token if core.num_experts else 1
+    routing = {picks, core.num_experts} if core.num_experts else set()
+    inner = [each for each in rest if each not in lengths | routing | {1, core.embed_dim}]
+    if core.num_experts and core.expert_capacity is not None and (core.num_experts in rest or merged == 1):
+        places = math.ceil(core.expert_capacity * assembly.settings.data.sequence_length * picks / core.num_experts)
+        if places in rest:
+            return 1 / size["tensor"] if core.mlp_width in rest else 1.0
+    own = 1 / size["tensor"] if inner else 1.0
+    if lengths & set(rest) or any(merged % length == 0 for length in lengths):
+        own /= size["sequence"]
+    dropless = core.num_experts and core.expert_capacity is None
+    if dropless and any(merged == length * picks or (merged == length and rest[:1] == (picks,)) for length in lengths):
+        own *= size["expert"]
+    return own

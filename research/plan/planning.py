@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from research import config
-from research.plan import memory, roofline
+from research.plan import memory, roofline, weights
 from research.plan.compiled import Compiled, check_compiler, compiled
 from research.plan.compiler import vocabulary_of
 from research.plan.memory import Memory
@@ -187,6 +187,7 @@ def plan(
     bytes_of = memory.memory(assembly)
     made = compiled(settings, topology, tell) if compiles else None
     counted = made is not None and made.refused is None
-    flows = made.flows if made is not None and counted else tuple(roofline.estimated_flows(assembly))
-    estimate = roofline.roofline(assembly, topology, bytes_of, flows)
+    flows = made.flows if made is not None and counted else tuple(weights.estimated_flows(assembly))
+    temporaries = made.memory["temp"] if made is not None and counted else None
+    estimate = roofline.roofline(assembly, topology, bytes_of, flows, temporaries)
     return Plan(settings, topology, assembly, bytes_of, made, flows, estimate, price)

@@ -5,15 +5,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from research.models import flops
+from research.objectives import accounting
 from research.plan import memory
 from research.plan.memory import Memory
 from research.plan.topologies import Topology, wire
 from research.plan.trace import trace
 from research.plan.traffic import Flow
+from research.plan.weights import stored
 from research.train.assembly import Assembly
 
 # Share of a chip's peak that large products reach, and of communication that nothing hides.
 ATTAINABLE, EXPOSED = 0.6, 0.1
+# Bytes/s one way between a device and its host. TPU: "How to Scale Your Model", chapter 2 (PCIe); GPU: 16 lanes
+# of PCIe 4.0, an A100's; newer ones have twice that.
+HOST_BANDWIDTH = {"tpu": 15e9, "gpu": 32e9}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Roofline:
       hbm_bytes: that a device reads and writes.
       compute_seconds: of the products at the attainable share of the peak.
       memory_seconds: of `hbm_bytes` at the memory's bandwidth.
-      communication: seconds by network.
+      communication: seconds by network; `host`: of what is offloaded to the host's memory and fetched again.
       step_seconds: the slowest of these, and the exposed share of communication.
       bound: what is slowest: `compute`, `memory` or a network.
     """
@@ -72,21 +78,25 @@ class Roofline:
         return amount / self.step_seconds if self.step_seconds else 0.0
 
 
-def roofline(assembly: Assembly, topology: Topology, bytes_of: Memory, flows: Sequence[Flow]) -> Roofline:
-    """The estimate for a step with these collectives."""
+def roofline(
+    assembly: Assembly, topology: Topology, bytes_of: Memory, moves: Sequence[Flow], temporaries: int | None = None
+) -> Roofline:
+    """The estimate for a step with the collectives `moves`; `temporaries` are a compiler's bytes, where it is known."""
     train, chip = assembly.settings.train, topology.chip
     tokens = float(train.batch_size * assembly.raw_length)
     model = tokens * assembly.count.model_flops
     executed = executed_flops(assembly)
-    moved = hbm_bytes(assembly, bytes_of)
+    moved = hbm_bytes(assembly, bytes_of, temporaries)
     rate = chip.peak_flops * ATTAINABLE
     if chip.platform == "gpu" and assembly.settings.model.compute_dtype == "float32":
         rate /= 2  # TF32
     networks: dict[str, float] = {}
     if chip.peak_flops:
-        for flow in flows:
+        for flow in moves:
             over = wire(topology, assembly.mesh, flow.axes)
             networks[over.network] = networks.get(over.network, 0.0) + flow.bytes / over.bandwidth
+        if away := memory.offloaded(assembly):
+            networks["host"] = 2 * train.accumulation * away / HOST_BANDWIDTH[chip.platform]
     compute = executed / assembly.mesh.size / rate if rate else 0.0
     traffic = moved / chip.hbm_bandwidth if chip.hbm_bandwidth else 0.0
     parts = {"compute": compute, "memory": traffic, **networks}
@@ -119,68 +129,39 @@ def executed_flops(assembly: Assembly) -> float:
     products = found.product_flops * train.batch_size / found.rows
     if not found.kernel_calls:
         return products
-    layers = assembly.settings.model.num_layers + assembly.settings.model.encoder_layers
-    again = max(0.0, found.kernel_calls / layers - 3)
-    return products + attention_flops(assembly) * (9 + 2 * again) / 6
+    core = assembly.settings.model
+    calls = core.num_layers + core.encoder_layers
+    calls += core.num_layers if core.encoder_layers else 0  # attention to the encoder
+    again = max(0.0, found.kernel_calls / calls - 3)
+    by_kernels = min(1.0, found.kernel_calls / (3 * calls))  # the others' products are in the trace
+    return products + by_kernels * attention_flops(assembly) * (9 + 2 * again) / 6
 
 
 def attention_flops(assembly: Assembly) -> float:
-    """Of the two products of attention in a step, forward and backward, in full."""
-    settings = assembly.settings
-    layers, length = settings.model.num_layers, settings.data.sequence_length
-    width = settings.model.num_heads * settings.model.head_width
-    seen = 0.5 if assembly.objective.pattern.causal else 1.0
-    return 12.0 * layers * width * length**2 * settings.train.batch_size * seen
+    """Of the two products of attention in a step, forward and backward, of what pattern and windows let be seen."""
+    asked = accounting.work(assembly.objective, assembly.raw_length)
+    return 6.0 * flops.attention(assembly.model, asked)[1] * assembly.settings.train.batch_size
 
 
-def hbm_bytes(assembly: Assembly, bytes_of: Memory) -> float:
+def hbm_bytes(assembly: Assembly, bytes_of: Memory, temporaries: int | None = None) -> float:
     """Bytes that a device reads and writes in a step.
 
-    Each micro-batch reads the layers' weights in the type of computation in every pass and writes and reads what is
-    kept; the update reads and writes weights, gradients and the optimizer's state.
+    Each micro-batch reads the layers' weights in the type of computation in every pass, and writes and reads each
+    activation, whether it is kept, sent to the host or computed again; the update reads and writes weights, gradients
+    and the optimizer's state. Where a compiler's temporaries are known and smaller than their estimate, activations
+    are as many times smaller.
     """
-    settings, mesh = assembly.settings, assembly.mesh
+    settings = assembly.settings
     width = np.dtype(settings.model.compute_dtype).itemsize
     passes = 2 if settings.parallel.remat == "none" else 3
-    read = passes * assembly.count.active_parameters * width / mesh.shape["tensor"] / mesh.shape["expert"]
-    kept = 2 * bytes_of.estimates[memory.ACTIVATIONS]
-    stored = bytes_of.arguments[memory.PARAMETERS]
+    part = sum(weight.part for weight in stored(assembly)) / assembly.count.parameters
+    read = passes * assembly.count.active_parameters * width * part
+    moved = 2 * memory.all_activations(assembly)
+    if temporaries is not None:
+        moved *= min(1.0, temporaries / sum(bytes_of.estimates.values()))
+    parameters = bytes_of.arguments[memory.PARAMETERS]
     optimizer = bytes_of.arguments.get(memory.OPTIMIZER, 0)
-    return settings.train.accumulation * (read + kept) + 4.0 * stored + 2.0 * optimizer
-
-
-def estimated_flows(assembly: Assembly) -> list[Flow]:
-    """Collectives of a step by analysis, where nothing was compiled.
-
-    `fsdp` gathers the weights for either pass of every micro-batch and scatters the sum of the gradients; `replica`,
-    `data` (and `expert`, for what is no expert) add gradients up; `tensor` adds two activations a layer and pass;
-    `sequence` gathers keys and values; `expert` exchanges the tokens of each routed layer twice a pass.
-    """
-    settings, mesh = assembly.settings, assembly.mesh
-    core, shape, parts = settings.model, mesh.shape, settings.train.accumulation
-    weights = sum(parameter.size for parameter in assembly.model.parameters().values()) / shape["tensor"]
-    width = np.dtype(core.compute_dtype).itemsize
-    layers = core.num_layers + core.encoder_layers
-    data = shape["replica"] * shape["data"] * shape["fsdp"] * shape["expert"]
-    tokens = settings.train.batch_size * settings.data.sequence_length / data / shape["sequence"]
-
-    def ring(axis: str) -> float:
-        return (shape[axis] - 1) / shape[axis]
-
-    gradients = weights * 4 / shape["fsdp"]
-    found = [
-        Flow("all-gather", ("fsdp",), 2.0 * parts, 2 * parts * weights * width * ring("fsdp")),
-        Flow("reduce-scatter", ("fsdp",), float(parts), parts * weights * 4 * ring("fsdp")),
-        Flow("all-reduce", ("data",), 1.0, 2 * gradients * ring("data")),
-        Flow("all-reduce", ("replica",), 1.0, 2 * gradients * ring("replica")),
-        Flow("all-reduce", ("tensor",), 4.0 * layers, 8 * layers * tokens * core.embed_dim * width * ring("tensor")),
-    ]
-    keys = 2 * core.kv_heads * core.head_width / shape["tensor"]
-    gathered = 4 * layers * tokens * keys * width * (shape["sequence"] - 1)
-    found.append(Flow("all-gather", ("sequence",), 4.0 * layers, gathered))
-    routed = 4 * layers * tokens * core.experts_per_token * core.embed_dim * width * ring("expert")
-    found.append(Flow("all-to-all", ("expert",), 4.0 * layers, routed if core.num_experts else 0.0))
-    return sorted((flow for flow in found if shape[flow.axes[0]] > 1 and flow.bytes), key=lambda flow: -flow.bytes)
+    return settings.train.accumulation * (read + moved) + 4.0 * parameters + 2.0 * optimizer
 
 
 def assumptions(topology: Topology) -> list[str]:
@@ -190,8 +171,18 @@ def assumptions(topology: Topology) -> list[str]:
         return ["No data sheet says how fast these devices are: there is no estimate of time."]
     found = [
         f"Matrix products reach {ATTAINABLE:.0%} of the chip's {chip.peak_flops / 1e12:.0f} TFLOP/s (bfloat16).",
-        f"HBM moves {chip.hbm_bandwidth / 1e9:,.0f} GB/s; elementwise work is fused into what moves anyway.",
+        "Attention's kernels compute what pattern and windows let be seen, and scores twice more for the gradient.",
+        f"HBM moves {chip.hbm_bandwidth / 1e9:,.0f} GB/s; elementwise work is fused into what moves anyway; an "
+        "activation is written and read once, whether it is kept or computed again.",
+        f"What parallel.remat=offload sends to the host and fetches moves at {HOST_BANDWIDTH[chip.platform] / 1e9:.0f} "
+        "GB/s.",
     ]
+    if chip.platform == "gpu":
+        found.append("Products in float32 go as TF32, at half of that rate.")
+    found.append(
+        "Products in int8 (model.quantisation) are timed, and utilisation is counted, at the peak of bfloat16; "
+        "training counts it at twice that."
+    )
     if chip.dimensions:
         found.append(
             f"A link of the torus carries {chip.link_bandwidth / 1e9:.0f} GB/s each way; a mesh axis uses every side "

@@ -1,11 +1,13 @@
 """Other layouts of the same run: which fit, which are fastest, and which is the nearest that fits."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from research import config
 from research.errors import UserError
+from research.parallel.mesh import axis_sizes
 from research.plan.compiled import check_compiler
 from research.plan.planning import Plan, Tell, plan
 from research.plan.topologies import Topology
@@ -21,7 +23,7 @@ MARGIN = 1.15
 
 
 class Candidate(NamedTuple):
-    """A layout: the keys that differ from the settings asked about, and its plan."""
+    """A layout: the keys that differ from the settings asked about, which turn these into the plan's, and its plan."""
 
     changes: Changes
     plan: Plan
@@ -83,11 +85,11 @@ def search(
     if compiles:
         check_compiler(topology)
     fitting, tried, indivisible, reason = [], 0, 0, None
-    layouts = list(meshes(settings, topology))
+    layouts = [_shortest(settings, mesh, topology.num_devices) for mesh in meshes(settings, topology)]
     for remat, accumulation in itertools.product(REMATS, accumulations(settings)):
         tell(f"analysing remat {remat}, accumulation {accumulation}")
         for mesh in layouts:
-            changes = mesh | {"parallel.remat": remat, "train.accumulation": accumulation}
+            changes = _differing(settings, mesh | {"parallel.remat": remat, "train.accumulation": accumulation})
             tried += 1
             try:
                 made = plan(changed(settings, changes), topology, compiles=False, price=price)
@@ -95,7 +97,7 @@ def search(
                 indivisible, reason = indivisible + 1, error
                 continue
             if made.needed <= made.capacity * (MARGIN if compiles else 1.0):
-                fitting.append(Candidate(_differing(settings, changes), made))
+                fitting.append(Candidate(changes, made))
     if indivisible == tried:
         assert reason is not None
         raise UserError(f"no layout of {topology.label} divides this run; the last refusal: {reason}")
@@ -124,14 +126,17 @@ def nearest(of: Plan, *, compiles: bool, tell: Tell = print) -> Candidate | None
     """
     correction = max(1.0, of.needed / of.memory.total) if of.compiled is not None else 1.0
     fitting: list[tuple[int, Candidate]] = []
-    for changes in _smaller(of.settings, of.topology):
+    for listed in _smaller(of.settings, of.topology):
+        changes = _differing(of.settings, listed)
+        if not changes:
+            continue
         try:
             made = plan(changed(of.settings, changes), of.topology, compiles=False, price=of.price)
         except UserError:
             continue
         if made.memory.total * correction <= of.capacity:
             fitting.append((len(changes), Candidate(changes, made)))
-        if fitting and len(changes) > fitting[0][0] + 1:
+        if fitting and len(changes) > min(count for count, _ in fitting) + 1:
             break
     fitting.sort(key=lambda found: (found[0], _rank(found[1])))
     if not compiles:
@@ -158,6 +163,8 @@ def _smaller(settings: Settings, topology: Topology) -> Iterator[Changes]:
         presets = ["fsdp", "fsdp_tp"] if settings.parallel.preset == "dp" else ["fsdp_tp"]
         replicas = {"parallel.mesh.replica": topology.slices} if topology.slices > 1 else {}
         sharded = [{"parallel.preset": preset} | free | replicas for preset in presets]
+    else:
+        sharded = list(_gathered(settings, topology))
     kinds = (smaller, kept, sharded)
     for count in (1, 2, 3):
         for chosen in itertools.combinations(kinds, count):
@@ -165,16 +172,42 @@ def _smaller(settings: Settings, topology: Topology) -> Iterator[Changes]:
                 yield {key: value for part in parts for key, value in part.items()}
 
 
+def _gathered(settings: Settings, topology: Topology) -> Iterator[Changes]:
+    """Meshes whose copies of the weights are split over `fsdp`, within a slice."""
+    sizes = axis_sizes(settings.parallel, topology.num_devices)
+    copies = {"data": sizes["data"], "replica": sizes["replica"] // topology.slices}
+    for merged in ({"data"}, {"replica"}, {"data", "replica"}):
+        if any(copies[axis] == 1 for axis in merged):
+            continue
+        fsdp = sizes["fsdp"] * math.prod(copies[axis] for axis in merged)
+        wanted = sizes | {axis: sizes[axis] // copies[axis] for axis in merged} | {"fsdp": fsdp}
+        yield {f"parallel.mesh.{axis}": size for axis, size in wanted.items() if size != sizes[axis]}
+
+
 def describe(changes: Mapping[str, Any]) -> str:
     """The changes as a command takes them."""
-    shown = {
-        key: value for key, value in changes.items() if not (key.startswith("parallel.mesh.") and value in (None, 1))
-    }
-    return " ".join(f"--config.{key}={'none' if value is None else value}" for key, value in (shown or changes).items())
+    return " ".join(f"--config.{key}={'none' if value is None else value}" for key, value in changes.items())
 
 
 def _differing(settings: Settings, changes: Changes) -> Changes:
     return {key: value for key, value in changes.items() if settings[key] != value}
+
+
+def _shortest(settings: Settings, changes: Changes, devices: int) -> Changes:
+    """The changes without sizes of axes that are not set and come out the same unsaid."""
+    wanted = axis_sizes(changed(settings, changes).parallel, devices)
+    found = _differing(settings, changes)
+    for axis in AXES:
+        key = f"parallel.mesh.{axis}"
+        if key not in found or settings[key] is not None:
+            continue
+        fewer = {name: value for name, value in found.items() if name != key}
+        try:
+            same = axis_sizes(changed(settings, fewer).parallel, devices) == wanted
+        except UserError:
+            continue
+        found = fewer if same else found
+    return found
 
 
 def _rank(candidate: Candidate) -> tuple[float, int, int]:

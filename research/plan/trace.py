@@ -9,12 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from research.data.draws import Draws
 from research.data.windows import Windows
+from research.kernels import embedding, experts, grouped_experts, ring
+from research.kernels.fused import Fused
+from research.kernels.sharded_attention import ShardedAttention
+from research.kernels.sharded_vocabulary import ShardedVocabulary
 from research.kernels.splash import Splash
 from research.models import Model
+from research.models.layers import unconstrained
 from research.parallel import arrays, rules
 from research.settings import MeshSettings
 from research.train.assembly import Assembly
@@ -22,24 +28,28 @@ from research.train.step import own_terms, sequences, total
 
 # Of one row: neither the content nor the number of documents changes a shape.
 _FIRST = 5
-# Rows that are traced, times the devices: divisible by every mesh, and no other dimension of any model is a multiple.
-_ROWS = 13
+# Rows that are traced: the first prime that divides no other dimension, so that whatever it divides has the rows.
+_ROWS = (211, 223, 227, 229, 233, 239, 241)
 _TRACES: dict[Any, "Trace"] = {}
+
+Held = tuple[tuple[int, ...], np.dtype]
 
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """Of a micro-batch of `rows`; all but what has no rows grows in proportion to them.
+    """Of a micro-batch of `rows` on one device: no mesh cuts or gathers any shape.
 
     Attributes:
-      rows: sequences.
+      rows: sequences; a dimension that has them, alone or times others, is a multiple of this, and no other one is.
       kept: shapes and types of what the forward pass keeps for the backward pass, beside weights and batch.
-      product_flops: operations of matrix products, forward, backward and computed again.
-      kernel_calls: Pallas kernels among them, whose operations are not in `product_flops`.
+      offloaded: the same of what waits in the host's memory.
+      product_flops: operations of matrix products, forward, backward and computed again, in proportion to the rows.
+      kernel_calls: kernels of attention among them, whose operations are not in `product_flops`.
     """
 
     rows: int
-    kept: tuple[tuple[tuple[int, ...], np.dtype], ...]
+    kept: tuple[Held, ...]
+    offloaded: tuple[Held, ...]
     product_flops: float
     kernel_calls: int
 
@@ -66,22 +76,22 @@ def batch_shapes(assembly: Assembly) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def trace(assembly: Assembly) -> Trace:
-    """What a micro-batch of the run keeps and multiplies; traced once for all batches, and all meshes of a size."""
+    """What a micro-batch of the run keeps and multiplies; traced once for all batches and meshes."""
     settings = assembly.settings
     parallel = dataclasses.replace(settings.parallel, mesh=MeshSettings(), preset="dp", remat="none")
     train = dataclasses.replace(settings.train, batch_size=1, accumulation=1)
     own = dataclasses.replace(settings, parallel=parallel, train=train)
-    key = (own, assembly.model.remat, assembly.kernels.names, assembly.mesh.size)
+    key = (own, assembly.model.remat, assembly.kernels.names, assembly.mesh.devices.flat[0].platform)
     if key not in _TRACES:
         _TRACES[key] = _trace(assembly)
     return _TRACES[key]
 
 
 def _trace(assembly: Assembly) -> Trace:
-    rows = _ROWS * assembly.mesh.size
     given_rows = batch_shapes(assembly)
+    rows = _rows(assembly, given_rows)
     batch = {name: jax.ShapeDtypeStruct((rows, *of.shape[2:]), of.dtype) for name, of in given_rows.items()}
-    model, objective = _traceable(assembly), assembly.objective
+    model, objective = _alone(assembly), assembly.objective
 
     def loss(params: Any, batch: Mapping[str, Array], dropout: Float[Array, ""]) -> Float[Array, ""]:
         key = jax.random.key(0)
@@ -97,34 +107,56 @@ def _trace(assembly: Assembly) -> Trace:
     gradient = jax.make_jaxpr(jax.value_and_grad(loss))(*given).jaxpr
     known = set(pullback.invars) | set(pullback.constvars)
     kept = dict.fromkeys(var for var in pullback.outvars if isinstance(var, core.Var) and var not in known)
-    avals: list[Any] = [var.aval for var in kept]
-    shapes = tuple((aval.shape, np.dtype(aval.dtype)) for aval in avals if _held(aval))
-    return Trace(rows, shapes, *_products(gradient, assembly.mesh.size))
+    listed: list[Any] = [var.aval for var in kept]
+    avals = [aval for aval in listed if not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key)]
+    away = [aval for aval in avals if _on_host(aval)]
+    here = [aval for aval in avals if not _on_host(aval)]
+    kept_here, kept_away = (tuple((aval.shape, np.dtype(aval.dtype)) for aval in part) for part in (here, away))
+    return Trace(rows, kept_here, kept_away, *_products(gradient))
 
 
-def _traceable(assembly: Assembly) -> Model:
-    """The model, its attention by a kernel that is traced without its hardware.
+def _rows(assembly: Assembly, batch: Mapping[str, jax.ShapeDtypeStruct]) -> int:
+    """How many rows are traced: a number that shapes can be searched for."""
+    sizes = {size for parameter in assembly.model.parameters().values() for size in parameter.shape}
+    sizes |= {size for array in batch.values() for size in array.shape[2:]}
+    return next(rows for rows in _ROWS if all(size % rows for size in sizes))
 
-    cuDNN's asks for a GPU; a TPU's keeps the same for the backward pass: the output and one number a row.
+
+def _alone(assembly: Assembly) -> Model:
+    """The model on one device: each kernel is what a device of the mesh runs on its own part.
+
+    cuDNN's attention asks for a GPU; a TPU's keeps the same for the backward pass: the output and one number a row.
+    Experts are traced by the ragged product, which counts each row once, as every platform's kernel computes it.
     """
-    model, mesh = assembly.model, assembly.mesh
-    if mesh.devices.flat[0].platform != "gpu" or dict(assembly.kernels.names)["attention"] != "cudnn":
-        return model
-    layout = None if mesh.size == 1 else rules.layout(mesh, assembly.settings.parallel.preset)
-    return dataclasses.replace(model, kernels=dataclasses.replace(model.kernels, attention=Splash(layout)))
+    model, mesh, kernels = assembly.model, assembly.mesh, assembly.model.kernels
+    first = Mesh(mesh.devices.reshape(-1)[:1].reshape((1,) * mesh.devices.ndim), mesh.axis_names)
+    layout = rules.layout(first, assembly.settings.parallel.preset)
+    attend = kernels.attention
+    if isinstance(attend, ShardedAttention):
+        attend = ring.Alone(layout) if attend.around else attend.inner
+    if isinstance(attend, (Splash, Fused)):
+        attend = Splash()
+    loss = kernels.vocabulary_loss
+    alone = dataclasses.replace(
+        kernels,
+        attention=attend,
+        vocabulary_loss=dataclasses.replace(loss, layout=layout) if isinstance(loss, ShardedVocabulary) else loss,
+        experts=experts.reference if kernels.experts is experts.reference else grouped_experts.in_groups,
+        capacity=experts.capacity,
+        embedding=embedding.reference,
+    )
+    return dataclasses.replace(model, kernels=alone, constrain=unconstrained)
 
 
-def _held(aval: Any) -> bool:
-    """Whether a value takes memory of the device: no key of random numbers, nothing that is offloaded."""
-    on_host = "host" in str(getattr(aval, "memory_space", "")).lower()
-    return not on_host and not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key)
+def _on_host(aval: Any) -> bool:
+    return "host" in str(getattr(aval, "memory_space", "")).lower()
 
 
-def _products(jaxpr: Any, devices: int) -> tuple[float, int]:
+def _products(jaxpr: Any) -> tuple[float, int]:
     """Operations of all matrix products and calls of Pallas kernels, loops by their lengths."""
     flops, calls = 0.0, 0
     for equation in jaxpr.eqns:
-        name, times, parts = equation.primitive.name, 1.0, 1.0
+        name, times = equation.primitive.name, 1.0
         if name == "pallas_call":
             calls += 1
             continue
@@ -138,12 +170,10 @@ def _products(jaxpr: Any, devices: int) -> tuple[float, int]:
             flops += 2.0 * math.prod(left) * right[-1]
         elif name == "scan":
             times = float(equation.params["length"])
-        elif name == "shard_map":
-            parts = float(devices)
-        inner = [_products(each, devices) for each in _inside(equation)]
+        inner = [_products(each) for each in _inside(equation)]
         if inner:
             found = max(inner) if name == "cond" else tuple(sum(parts) for parts in zip(*inner, strict=True))
-            flops, calls = flops + times * parts * found[0], calls + int(times * found[1])
+            flops, calls = flops + times * found[0], calls + int(times * found[1])
     return flops, calls
 
 

@@ -15,11 +15,20 @@ CASES: dict[str, dict[str, Any]] = {
     "fsdp and tensor, accumulated": {"parallel.preset": "fsdp_tp", "train.accumulation": 2},
     "masked, data parallel": {"objective.name": "masked", "parallel.preset": "dp", "model.num_layers": 1},
 }
+LONG = {"parallel.layers": "scan", "data.sequence_length": 128, "model.embed_dim": 64}
+EXPERTS = {"parallel.preset": "fsdp_ep", "model.num_experts": 4, "parallel.mesh.expert": 4}
+CUT: dict[str, dict[str, Any]] = {
+    "sequence": LONG | {"parallel.preset": "fsdp_sp", "parallel.mesh.sequence": 8},
+    "ring": LONG | {"parallel.preset": "fsdp_sp", "parallel.mesh.sequence": 4, "parallel.sequence_attention": "ring"},
+    "experts": LONG | EXPERTS,
+    "experts with places": LONG | EXPERTS | {"model.expert_capacity": 1.25},
+    "experts, computed again": LONG | EXPERTS | {"parallel.remat": "full"},
+}
 
 
 @functools.cache
 def compiled(case: str) -> Any:
-    assembly, _ = small.trainer(CASES[case], devices=8)
+    assembly, _ = small.trainer((CASES | CUT)[case], devices=8)
     options = dict(small.jit.keywords["compiler_options"])
     return assembly, compiler.lowered(assembly).compile(compiler_options=options).memory_analysis()
 
@@ -57,14 +66,21 @@ def test_a_tpu_stores_whole_tiles(shape: tuple[int, ...], stored: int) -> None:
     assert memory.tiled_size(shape) == stored
 
 
-def test_estimates_are_near_what_the_compiler_needs() -> None:
-    assembly, stats = compiled("fsdp")
+@pytest.mark.parametrize("case", ["fsdp", *CUT])
+def test_estimates_are_near_what_the_compiler_needs(case: str) -> None:
+    assembly, stats = compiled(case)
     assert 0.5 < sum(memory.estimates(assembly).values()) / stats.temp_size_in_bytes < 2.0
 
 
 def assembled(**changes: Any) -> Any:
     keys = {name.replace("__", "."): value for name, value in changes.items()}
     return small.trainer({"parallel.layers": "scan", **keys}, devices=8)[0]
+
+
+@pytest.mark.parametrize("case", CUT)
+def test_a_device_keeps_a_share_of_everything_that_has_rows(case: str) -> None:
+    part, twice = (memory.activations(assembled(**CUT[case], train__batch_size=rows)) for rows in (1024, 2048))
+    assert twice == pytest.approx(2 * part, rel=0.02)
 
 
 def kept(assembly: Any) -> float:

@@ -7,13 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from research import config
 from research.cli import main as command
 from research.errors import UserError
 from research.objectives import accounting
 from research.parallel import chips
-from research.plan import compiled, page, planning, refusal, search, topologies, verdict
+from research.plan import compiled, page, planning, refusal, roofline, search, topologies, verdict
 from research.plan.planning import Plan
 from tests import small
 
@@ -118,6 +120,40 @@ def test_rates_days_and_cost_agree() -> None:
     assert found["cost"] == pytest.approx(3 * found["chip_hours"])
 
 
+@pytest.mark.parametrize("topology", ["v5e:2x2", "gpu:h100:4x1"])
+def test_computing_again_and_offloading_are_never_free(topology: str) -> None:
+    none = planned(topology).roofline
+    for remat in ("full", "dots", "offload"):
+        found = planned(topology, parallel__remat=remat).roofline
+        assert found.step_seconds >= none.step_seconds and found.hbm_bytes >= none.hbm_bytes
+        assert ("host" in found.communication) == (remat == "offload")
+
+
+def test_windows_leave_out_what_they_hide_and_encoders_count() -> None:
+    near = planned(model__attention_window=16, model__attention_period="l")
+    assert near.roofline.executed_flops < planned().roofline.executed_flops
+    both = planned(objective__name="span_corruption", model__architecture="encoder_decoder")
+    encoder = both.assembly.objective.lengths(both.assembly.raw_length).encoder
+    assert roofline.attention_flops(both.assembly) > 6 * 4 * 2 * 512 * encoder**2 * 16
+
+
+def test_what_stores_weights_gathers_and_what_copies_them_adds_gradients() -> None:
+    size = planned().assembly.count.parameters
+    split = {(flow.kind, flow.axes): flow.bytes for flow in planned(parallel__preset="fsdp_sp").flows}
+    assert split["reduce-scatter", ("fsdp", "sequence")] == pytest.approx(size * 4 * 3 / 4)
+    assert not any(kind == "all-reduce" for kind, _ in split)
+    experts = {"model__num_experts": 4, "parallel__mesh__expert": 2, "parallel__mesh__fsdp": 2}
+    routed = planned(parallel__preset="fsdp", **experts)
+    found = {(flow.kind, flow.axes): flow.bytes for flow in routed.flows}
+    weights = routed.assembly.model.parameters().values()
+    owned = sum(weight.size for weight in weights if "experts" in weight.dimensions)
+    others = sum(weight.size for weight in weights) - owned
+    assert found["reduce-scatter", ("fsdp",)] > 0 and ("all-to-all", ("expert",)) not in found
+    assert found["all-reduce", ("expert",)] == pytest.approx(2 * 4 * others / 2 / 2)
+    assert ("all-gather", ("fsdp",)) in found
+    assert found["all-gather", ("fsdp",)] == pytest.approx(2 * 2 * (others + owned / 2) / 2)
+
+
 def test_fsdp_gathers_twice_and_scatters_once_by_analysis() -> None:
     found = planned()
     size = found.assembly.count.parameters
@@ -146,6 +182,14 @@ def test_what_does_not_fit_names_the_largest_and_the_nearest_that_fits() -> None
     assert len(instead.changes) == 1
     told = verdict.sentence(found, instead)
     small.assert_one_sentence(told, found.largest[0][0], search.describe(instead.changes))
+
+
+def test_copies_of_the_weights_are_split_where_that_makes_it_fit() -> None:
+    found = planned("v5p:4x4x4", train__batch_size=64, parallel__mesh__data=64, parallel__mesh__fsdp=1, **LARGE)
+    assert not found.fits
+    instead = search.nearest(found, compiles=False)
+    assert instead is not None and instead.plan.fits
+    assert instead.changes["parallel.mesh.fsdp"] == 64 and instead.plan.assembly.mesh.shape["fsdp"] == 64
 
 
 def test_what_cannot_fit_says_so() -> None:
@@ -192,10 +236,24 @@ def test_layouts_that_do_not_divide_are_refused() -> None:
         small.assert_one_sentence(str(caught.value))
 
 
-def test_a_mesh_that_the_torus_does_not_take_is_refused() -> None:
+@pytest.mark.parametrize("slices", [1, 2])
+def test_an_axis_may_take_a_part_of_a_side_of_the_torus(slices: int) -> None:
+    axes = {"parallel__mesh__tensor": 2, "parallel__mesh__replica": slices}
+    found = planned("v5p:4x4x4", slices, parallel__preset="fsdp_tp", train__batch_size=256, **axes)
+    mesh = found.assembly.mesh
+    assert mesh.shape["tensor"] == 2 and mesh.shape["fsdp"] == 32 and mesh.size == 64 * slices
+    chips = mesh.devices.reshape(-1, 2)
+    near = [np.abs(np.subtract(a.coords, b.coords)).sum() for a, b in chips if a.slice_index == b.slice_index]
+    assert len(near) == len(chips) and set(near) == {1}
+
+
+@pytest.mark.parametrize(
+    ("name", "mentioned"), [("gpu:h100:12", ["12 GPUs", "gpu:h100:4x3"]), ("gpu:v5e:2x2", ["gpu:v5e:2x2"])]
+)
+def test_what_is_no_topology_is_refused(name: str, mentioned: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        planned("v5p:4x4x4", parallel__preset="fsdp_tp", parallel__mesh__tensor=2, train__batch_size=256)
-    small.assert_one_sentence(str(caught.value), "parallel.mesh")
+        topologies.parse(name)
+    small.assert_one_sentence(str(caught.value), *mentioned)
 
 
 def test_compilers_that_are_not_here_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,8 +275,9 @@ def searched() -> search.Found:
 
 
 def test_a_small_run_is_fastest_without_remat_and_in_one_batch() -> None:
-    best = searched().ranked[0].plan.settings
-    assert (best.parallel.remat, best.train.accumulation, best.parallel.mesh.tensor) == ("none", 1, 1)
+    found = searched().ranked[0].plan
+    best, tensor = found.settings, found.assembly.mesh.shape["tensor"]
+    assert (best.parallel.remat, best.train.accumulation, tensor) == ("none", 1, 1)
 
 
 def test_the_ranking_is_by_time_and_of_what_fits() -> None:
@@ -228,6 +287,32 @@ def test_the_ranking_is_by_time_and_of_what_fits() -> None:
     assert found.tried == found.indivisible + found.too_large + len(found.ranked)
     told = search.record(found)["ranked"][0]
     assert told["step_seconds"] == steps[0]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"parallel.mesh.data": 4, "parallel.mesh.fsdp": 1},
+        {"parallel.preset": "fsdp_tp", "parallel.mesh.tensor": 4, "parallel.remat": "full"},
+    ],
+    ids=["nothing set", "data parallel", "tensor parallel"],
+)
+def test_a_described_layout_is_the_one_that_was_analysed(given: dict[str, Any]) -> None:
+    settings = small.settings(WIDE | {"model.num_layers": 1, "train.batch_size": 4} | given)
+    found = search.search(settings, topologies.parse("v5e:2x2"), tell=lambda line: None)
+    shapes = set()
+    for candidate in found.ranked[::3]:
+        typed = config.default_config()
+        for key in config.KEYS:
+            config.override(typed, key, "none" if settings[key] is None else str(settings[key]))
+        for word in search.describe(candidate.changes).split():
+            name, _, value = word.removeprefix("--config.").partition("=")
+            config.override(typed, name, value)
+        assert config.to_settings(typed) == candidate.plan.settings
+        shapes.add(tuple(candidate.plan.assembly.mesh.shape.values()))
+    assert len(shapes) > 3
+    assert all("mesh.replica" not in candidate.changes for candidate in found.ranked)
 
 
 def test_a_run_that_must_be_cut_is_cut() -> None:
