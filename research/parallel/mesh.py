@@ -44,14 +44,16 @@ def start_processes(settings: ParallelSettings) -> None:
     number = settings.process_id if settings.process_id is not None else _environment_number("JAX_PROCESS_ID")
     named = bool(settings.coordinator_address) or "JAX_COORDINATOR_ADDRESS" in os.environ
     given = f"parallel.num_processes={count}, parallel.process_id={number}"
-    complete = named and count is not None and number is not None and 0 <= number < count
-    if complete or _in_cluster():
-        jax.distributed.initialize(settings.coordinator_address or None, count, number)
-    elif named:
-        raise UserError(
-            f"{given}: beside parallel.coordinator_address say how many processes there are, and which of them this "
-            "one is, from 0"
-        )
+    if count is not None and number is not None and not 0 <= number < count:
+        raise UserError(f"{given}: processes are numbered from 0 to parallel.num_processes - 1")
+    if named or _in_cluster():
+        try:
+            jax.distributed.initialize(settings.coordinator_address or None, count, number)
+        except ValueError as error:  # neither the settings nor what JAX knows of the place say it
+            raise UserError(
+                f"{given}: beside parallel.coordinator_address say how many processes there are, and which of them "
+                f"this one is, from 0 ({error})"
+            ) from error
     elif settings.num_processes or settings.process_id is not None:
         raise UserError(
             f"{given} without parallel.coordinator_address: each process would train alone; name HOST:PORT of process 0"

@@ -1,5 +1,7 @@
 """Sizes of mesh axes, and rows between hosts and meshes."""
 
+import subprocess
+import sys
 from typing import Any
 from unittest import mock
 
@@ -83,7 +85,6 @@ def test_a_mesh_has_all_axes_and_all_devices() -> None:
     [
         ({"num_processes": 2, "process_id": 1}, {}, "parallel.coordinator_address"),
         ({"process_id": 0}, {}, "parallel.coordinator_address"),
-        ({"coordinator_address": "localhost:1"}, {}, "parallel.num_processes=None"),
         ({"coordinator_address": "localhost:1", "num_processes": 2, "process_id": 5}, {}, "parallel.process_id=5"),
         ({"coordinator_address": "localhost:1"}, {"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two"),
     ],
@@ -96,6 +97,26 @@ def test_a_cluster_that_is_half_described_is_refused(
     with pytest.raises(UserError) as caught:
         mesh.start_processes(ParallelSettings(**fields))
     assert_one_sentence(str(caught.value), mentioned)
+
+
+def test_an_address_alone_is_enough_only_where_the_place_says_the_rest() -> None:
+    """In a process of its own: JAX joins before any device is touched. On a TPU VM its metadata say the rest."""
+    program = (
+        "from research.errors import UserError\nfrom research.parallel import mesh\n"
+        "from research.settings import ParallelSettings\n"
+        "try:\n    mesh.start_processes(ParallelSettings(coordinator_address='localhost:1'))\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
+    assert_one_sentence(ran.stdout.strip(), "parallel.num_processes=None", "parallel.coordinator_address")
+
+
+def test_what_a_launcher_leaves_to_the_place_is_asked_of_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`launch.tpu_vm` and `launch.skypilot` export the address of the first host of a slice and nothing else."""
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:8476")
+    with mock.patch.object(jax.distributed, "initialize") as initialize:
+        mesh.start_processes(ParallelSettings())
+    initialize.assert_called_once_with(None, None, None)
 
 
 def test_one_process_agrees_with_itself() -> None:
