@@ -17,7 +17,7 @@ import jax
 from research.checkpoint.agreement import from_first_process
 from research.config import scientific_hash
 from research.errors import UserError
-from research.sweeps import branching, retention
+from research.sweeps import branching, foretelling, retention
 from research.sweeps.folder import Folder
 from research.sweeps.ledger import CANCELLED, DONE, FAILED, PENDING, RUNNING, Ledger
 from research.sweeps.sweep import Cell
@@ -101,8 +101,10 @@ class Worker:
 
     def _free(self, cell: Cell) -> bool:
         state = self._ledger.seen(cell.id)["state"]
-        if state != PENDING or cell.after is None:
-            return bool(state == PENDING)
+        if state != PENDING or not foretelling.may_begin(self._folder, self._ledger, cell):
+            return False
+        if cell.after is None:
+            return True
         trunk = self._ledger.seen(cell.after)["state"]
         if trunk in (FAILED, CANCELLED):
             self._ledger.block(cell.id, f"its trunk, the cell {cell.after}, is {trunk}")
@@ -111,9 +113,10 @@ class Worker:
     def _waits(self) -> bool:
         """Whether a cell that is still to be run will be free once another has run."""
         states = {cell.id: self._ledger.seen(cell.id)["state"] for cell in self._folder.cells}
-        return any(
-            states[cell.id] == PENDING and cell.after is not None and states[cell.after] in (PENDING, RUNNING)
-            for cell in self._cells
+        pending = [cell for cell in self._cells if states[cell.id] == PENDING]
+        fitted = [states[cell.id] for cell in self._folder.cells if not cell.held_out]
+        return any(cell.after is not None and states[cell.after] in (PENDING, RUNNING) for cell in pending) or (
+            any(cell.held_out for cell in pending) and RUNNING in fitted
         )
 
     # --- running ------------------------------------------------------------------------------------------------------
