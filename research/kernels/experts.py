@@ -1,6 +1,7 @@
 """A mixture of experts' MLPs: each token through the few experts that its router chose."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,28 +11,44 @@ Experts = Callable[..., Float[Array, "batch seq embed"]]
 Nonlinearity = Callable[[Array], Array]
 
 
-def reference(
-    x: Float[Array, "batch seq embed"],
-    chosen: Int[Array, "batch seq picks"],
-    shares: Float[Array, "batch seq picks"],
-    gate: Float[Array, "experts embed mlp"],
-    up: Float[Array, "experts embed mlp"],
-    down: Float[Array, "experts mlp embed"],
-    nonlinearity: Nonlinearity,
-) -> Float[Array, "batch seq embed"]:
+class Routed(NamedTuple):
+    """Tokens and what the router decided.
+
+    Attributes:
+      x: the tokens.
+      chosen: experts of each token, the first choice first.
+      shares: by which the outputs of the chosen experts are added.
+    """
+
+    x: Float[Array, "batch seq embed"]
+    chosen: Int[Array, "batch seq picks"]
+    shares: Float[Array, "batch seq picks"]
+
+
+class Weights(NamedTuple):
+    """The gated MLPs of the experts."""
+
+    gate: Float[Array, "experts embed mlp"]
+    up: Float[Array, "experts embed mlp"]
+    down: Float[Array, "experts mlp embed"]
+
+
+def reference(tokens: Routed, weights: Weights, nonlinearity: Nonlinearity) -> Float[Array, "batch seq embed"]:
     """Gated MLPs of the chosen experts, added by their shares; every token reaches its experts.
 
     Each expert computes all tokens and counts for those that chose it: exact, and the other experts' work is wasted.
     """
 
-    def one(total: Array, expert: tuple[Array, Array, Array, Array]) -> tuple[Array, None]:
-        number, gate, up, down = expert
+    x, chosen, shares = tokens
+
+    def one(total: Array, expert: tuple[Array, Weights]) -> tuple[Array, None]:
+        number, (gate, up, down) = expert
         share = jnp.sum(jnp.where(chosen == number, shares, jnp.zeros_like(shares)), axis=-1)
         out = (nonlinearity(x @ gate) * (x @ up)) @ down
         return total + weighted(out, share), None
 
     start = jnp.zeros(x.shape, jnp.float32)
-    return jax.lax.scan(one, start, (jnp.arange(gate.shape[0]), gate, up, down))[0].astype(x.dtype)
+    return jax.lax.scan(one, start, (jnp.arange(weights.gate.shape[0]), weights))[0].astype(x.dtype)
 
 
 def weighted(out: Float[Array, "*rows embed"], share: Float[Array, "*rows"]) -> Float[Array, "*rows embed"]:
@@ -40,21 +57,14 @@ def weighted(out: Float[Array, "*rows embed"], share: Float[Array, "*rows"]) -> 
 
 
 def capacity(
-    x: Float[Array, "batch seq embed"],
-    chosen: Int[Array, "batch seq picks"],
-    shares: Float[Array, "batch seq picks"],
-    gate: Float[Array, "experts embed mlp"],
-    up: Float[Array, "experts embed mlp"],
-    down: Float[Array, "experts mlp embed"],
-    nonlinearity: Nonlinearity,
-    places: int,
+    tokens: Routed, weights: Weights, nonlinearity: Nonlinearity, places: int
 ) -> Float[Array, "batch seq embed"]:
     """The same with `places` of each expert a sequence (Lepikhin et al. 2021, algorithm 1).
 
     First choices come before second ones, earlier tokens before later ones; what finds no place adds nothing.
     """
-    slots = slotted(chosen, gate.shape[0], places, x.dtype)
-    return combined(slots, shares, processed(dispatched(slots, x), gate, up, down, nonlinearity))
+    slots = slotted(tokens.chosen, weights.gate.shape[0], places, tokens.x.dtype)
+    return combined(slots, tokens.shares, processed(dispatched(slots, tokens.x), weights, nonlinearity))
 
 
 def slotted(
@@ -77,15 +87,11 @@ def dispatched(
 
 
 def processed(
-    inputs: Float[Array, "experts batch places embed"],
-    gate: Float[Array, "experts embed mlp"],
-    up: Float[Array, "experts embed mlp"],
-    down: Float[Array, "experts mlp embed"],
-    nonlinearity: Nonlinearity,
+    inputs: Float[Array, "experts batch places embed"], weights: Weights, nonlinearity: Nonlinearity
 ) -> Float[Array, "experts batch places embed"]:
     """Each expert's MLP over its places."""
-    hidden = nonlinearity(jnp.einsum("xbce,xem->xbcm", inputs, gate)) * jnp.einsum("xbce,xem->xbcm", inputs, up)
-    return jnp.einsum("xbcm,xme->xbce", hidden, down)
+    gate, up = (jnp.einsum("xbce,xem->xbcm", inputs, into) for into in (weights.gate, weights.up))
+    return jnp.einsum("xbcm,xme->xbce", nonlinearity(gate) * up, weights.down)
 
 
 def combined(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 from jaxtyping import Array, Float, Int
 
-from research.kernels.experts import Nonlinearity, weighted
+from research.kernels.experts import Nonlinearity, Routed, Weights, weighted
 
 TILE = 128  # rows that a TPU's kernel takes at least
 BLOCK = 64  # rows of a block; more make larger products, and more rows of nothing
@@ -54,23 +54,15 @@ def arrange(chosen: Int[Array, "tokens picks"], experts: int, block: int) -> Gro
 
 
 def grouped(
-    x: Float[Array, "batch seq embed"],
-    chosen: Int[Array, "batch seq picks"],
-    shares: Float[Array, "batch seq picks"],
-    gate: Float[Array, "experts embed mlp"],
-    up: Float[Array, "experts embed mlp"],
-    down: Float[Array, "experts mlp embed"],
-    nonlinearity: Nonlinearity,
-    *,
-    product: Product,
-    block: int = 1,
+    tokens: Routed, weights: Weights, nonlinearity: Nonlinearity, *, product: Product, block: int = 1
 ) -> Float[Array, "batch seq embed"]:
     """`experts.reference` without the work that it wastes; choices of experts that are not here add nothing."""
+    x, chosen, shares = tokens
     embed, picks = x.shape[-1], chosen.shape[-1]
-    group = arrange(chosen.reshape(-1, picks), gate.shape[0], block)
+    group = arrange(chosen.reshape(-1, picks), weights.gate.shape[0], block)
     rows = x.reshape(-1, embed).at[group.source].get(mode="fill", fill_value=0)
-    hidden = nonlinearity(product(rows, gate, group.sizes)) * product(rows, up, group.sizes)
-    out = product(hidden, down, group.sizes).at[group.place].get(mode="fill", fill_value=0)
+    hidden = nonlinearity(product(rows, weights.gate, group.sizes)) * product(rows, weights.up, group.sizes)
+    out = product(hidden, weights.down, group.sizes).at[group.place].get(mode="fill", fill_value=0)
     return jnp.sum(weighted(out, shares.reshape(-1, picks)), axis=1).reshape(x.shape).astype(x.dtype)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from research.kernels import Kernels
+from research.kernels.experts import Routed, Weights
 from research.models import layers
 from research.parameters import Parameter
 from research.settings import ModelSettings
@@ -62,7 +63,7 @@ class Experts(nn.Module):
             even = x.shape[1] * settings.experts_per_token / settings.num_experts
             route = partial(self.kernels.capacity, places=math.ceil(settings.expert_capacity * even))
         act = layers.NONLINEARITIES[settings.nonlinearity]
-        out = route(x, chosen, shares, weights["gate"], weights["up"], weights["down"], act)
+        out = route(Routed(x, chosen, shares), Weights(weights["gate"], weights["up"], weights["down"]), act)
         return out, self._losses(logits, probabilities, chosen, real)
 
     def _losses(self, logits: Array, probabilities: Array, chosen: Array, real: Array) -> dict[str, Array]:

@@ -101,7 +101,7 @@ def mixture(route: Any, rows: int = 8, **more: Any) -> Any:
     *floats, chosen = expert_inputs(rows)
 
     def mean(x: Any, shares: Any, gate: Any, up: Any, down: Any) -> Any:
-        out = route(x, chosen, shares, gate, up, down, jax.nn.silu, **more)
+        out = route(experts.Routed(x, chosen, shares), experts.Weights(gate, up, down), jax.nn.silu, **more)
         return jnp.mean(jnp.sin(out)), out
 
     return jit(jax.value_and_grad(mean, argnums=(0, 1, 2, 3, 4), has_aux=True))(*floats)
