@@ -8,29 +8,31 @@ from research.sweeps import Sweep, chain, only, over, product, zipped
 RECIPE = "configs/causal.py:tiny"
 WIDTHS = (32, 64, 128, 256)
 BASE = WIDTHS[0]
-HEADS = 4
-RATES = tuple(2.0**-power for power in range(9, 3, -1))
+HEAD_WIDTH = 16
+RATES = tuple(2.0**-power for power in range(10, 4, -1))
 
 SHARED = only(
     {
         "tokenizer.vocab_size": 1024,
         "data.sequence_length": 64,
-        "model.num_heads": HEADS,
-        "train.num_steps": 150,
+        "optimizer.groups": "embedding=4",
+        "train.num_steps": 400,
         "train.evaluate_every": 10**6,
         "train.checkpoint_every": 10**6,
         "evaluate.num_samples": 0,
         "train.tensorboard": False,
     }
 )
-MUP = only(
-    {"model.parametrisation": "mup", "model.base_width": BASE, "model.base_head_dim": BASE // HEADS},
-)
+MUP = only({"model.parametrisation": "mup", "model.base_width": BASE, "model.base_head_dim": HEAD_WIDTH})
 
 
 def get_sweep() -> Sweep:
     """The sweep; at the base the two parametrisations are one, so that its cells stand for both."""
-    sizes = zipped(over("model.embed_dim", WIDTHS), over("model.mlp_dim", [3 * width for width in WIDTHS]))
+    sizes = zipped(
+        over("model.embed_dim", WIDTHS),
+        over("model.num_heads", [width // HEAD_WIDTH for width in WIDTHS]),
+        over("model.mlp_dim", [3 * width for width in WIDTHS]),
+    )
     rates = over("optimizer.learning_rate", RATES)
     return Sweep(
         question="Does the best learning rate of a narrow model hold for models up to eight times as wide?",

@@ -1,12 +1,15 @@
 """What a sweep is: a question, a recipe, and its points; and what its cells are."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
 import json
 import math
+import os
+import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from research.sweeps.resolve import FROM_STEP, TRUNK, base_record, keys_of, reso
 
 ID_DIGITS = 10
 KEEPS = ("best", "last", "all", "none")
+NOT_STATED = "not stated"
+ONE_FOR_ALL = "one learning rate and one batch for all sizes: a fit over sizes measures their mistuning as well"
 # Keys of the shape come first in a name, the length and the seed last.
 _LAST = ("train.num_steps", FROM_STEP, "seed")
 
@@ -36,6 +41,7 @@ class Sweep:
       keep: which checkpoints of a finished cell stay: the `best`, the `last`, `all` or `none`.
       analyses: what the report works out, of `fit`, `isoflop`, `verdict`, `transfer`.
       max_epochs: cells that would see the pool of distinct tokens more often are refused.
+      tuning: how learning rate and batch were chosen at each size: what `by_rule` or `by_tuning` say, or a sentence.
     """
 
     question: str
@@ -47,6 +53,7 @@ class Sweep:
     keep: str = "best"
     analyses: tuple[str, ...] = ("fit", "isoflop", "verdict", "transfer")
     max_epochs: float = 1.0
+    tuning: str = NOT_STATED
 
     def __post_init__(self) -> None:
         if not self.points:
@@ -90,7 +97,9 @@ class Refused:
 
 
 def load_sweep(path: Path) -> Sweep:
-    """The sweep of a sweep file. Sweep files are Python and run with your rights: read what you run.
+    """The sweep of a sweep file, which may import the files beside it.
+
+    Sweep files are Python and run with your rights: read what you run.
 
     Raises:
       UserError: there is no such file, it is no sweep file, or what it does fails.
@@ -103,9 +112,10 @@ def load_sweep(path: Path) -> Sweep:
         raise UserError(f"{path} is no Python file: a sweep file is called sweep.py")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        made = getattr(module, "get_sweep", None)
-        sweep = made() if callable(made) else made
+        with _importable(path.parent):
+            spec.loader.exec_module(module)
+            made = getattr(module, "get_sweep", None)
+            sweep = made() if callable(made) else made
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except SyntaxError as error:
@@ -119,6 +129,20 @@ def load_sweep(path: Path) -> Sweep:
     if not isinstance(sweep, Sweep):
         raise UserError(f"{path}: get_sweep gives {type(sweep).__name__}, not a Sweep: return research.sweeps.Sweep")
     return sweep
+
+
+@contextlib.contextmanager
+def _importable(directory: Path) -> Iterator[None]:
+    """While it is open, modules of a directory can be imported; another sweep's of the same name are other modules."""
+    place, before = str(directory.resolve()), set(sys.modules)
+    sys.path.insert(0, place)
+    try:
+        yield
+    finally:
+        sys.path.remove(place)
+        for name in set(sys.modules) - before:
+            if os.path.dirname(getattr(sys.modules[name], "__file__", None) or "") == place:
+                del sys.modules[name]
 
 
 def text_hash(path: Path) -> str:
@@ -157,6 +181,20 @@ def make_cell(base: Mapping[str, Any], point: Point, name: str, keep: str, *, he
         return Cell(cell_id(settings), name, point, settings, held_out=held_out)
     after = cell_id(resolved(base, trunk))
     return Cell(cell_id(settings, after, step), name, point, settings, after, step, held_out)
+
+
+def tuning_of(sweep: Sweep, cells: Sequence[Settings]) -> str:
+    """How learning rates and batches of a sweep were chosen; of one that does not state it, whether all are the same.
+
+    Args:
+      sweep: that may state it.
+      cells: settings of its cells.
+    """
+    standard = [settings for settings in cells if settings.model.parametrisation == "standard"]
+    sizes = {(settings.model.num_layers, settings.model.embed_dim) for settings in standard}
+    choices = {(settings.optimizer.learning_rate, settings.train.batch_size) for settings in standard}
+    untuned = sweep.tuning == NOT_STATED and len(sizes) > 1 and len(choices) == 1
+    return ONE_FOR_ALL if untuned else sweep.tuning
 
 
 def cell_id(settings: Settings, after: str | None = None, from_step: int | None = None) -> str:

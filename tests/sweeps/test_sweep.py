@@ -1,6 +1,7 @@
 """Cells: their ids, names, refusals; points that are matched, and ladders."""
 
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,29 @@ def test_sweep_files_that_are_none(tmp_path: Path, text: str, words: list[str]) 
     assert "\n" not in str(refused.value)
 
 
-def test_the_shipped_sweep_is_one() -> None:
+@pytest.mark.parametrize(
+    "path", sorted(Path("experiments").glob("*/*.py")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_the_shipped_sweeps_are_sweeps(path: Path) -> None:
+    cells, refused = cells_of(load_sweep(path))
+    assert cells and not refused
+
+
+def test_a_sweep_file_imports_what_lies_beside_it_and_nothing_of_another_sweep(tmp_path: Path) -> None:
+    path = list(sys.path)
+    for name, width in (("one", 16), ("other", 32)):
+        place = tmp_path / name
+        place.mkdir()
+        (place / "widths.py").write_text(f"POINTS = ({{'model.embed_dim': {width}}},)\n")
+        (place / "sweep.py").write_text("from widths import POINTS\n" + MAKES.format("POINTS"))
+        assert load_sweep(place / "sweep.py").points == ({"model.embed_dim": width},)
+    assert "widths" not in sys.modules and sys.path == path
+    (tmp_path / "one" / "widths.py").write_text("1 / 0\n")
+    with pytest.raises(UserError, match=r"sweep\.py.*ZeroDivisionError"):
+        load_sweep(tmp_path / "one" / "sweep.py")
+
+
+def test_the_quick_ladder_predicts_its_largest_rung() -> None:
     made = load_sweep(Path("experiments/quick_ladder/sweep.py"))
     cells, refused = cells_of(made)
     assert not refused and len(cells) == 14 and sum(cell.held_out for cell in cells) == 2
