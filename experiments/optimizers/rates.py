@@ -6,8 +6,8 @@ isoflop sweep run experiments/optimizers/rates.py --on=local --workdir=runs/opti
 from research.sweeps import Points, Sweep, chain, only, over, product
 
 RECIPE = "configs/causal.py:tiny"
-# Centres of the rates that are tried, each four times apart by two.
-CENTRES = {"adamw": 7.0, "lion": 9.5, "muon": 6.0, "adafactor": 5.5, "schedule_free": 6.5, "sgd": 1.0}
+# Minus the logarithms to base two about which four rates lie, each twice the one before.
+MIDDLES = {"adamw": 7.0, "lion": 7.0, "muon": 6.0, "adafactor": 6.0, "schedule_free": 6.0, "sgd": 3.5}
 SCHEDULES = {"schedule_free": {"optimizer.schedule": "constant"}}
 
 
@@ -35,9 +35,9 @@ def get_sweep() -> Sweep:
         product(
             shared(),
             only({"optimizer.name": name} | SCHEDULES.get(name, {})),
-            over("optimizer.learning_rate", [2.0 ** -(centre + step) for step in (1.5, 0.5, -0.5, -1.5)]),
+            over("optimizer.learning_rate", [2.0 ** -(middle + step) for step in (1.5, 0.5, -0.5, -1.5)]),
         )
-        for name, centre in CENTRES.items()
+        for name, middle in MIDDLES.items()
     ]
     return Sweep(
         question="Which learning rate does each update rule want?",
