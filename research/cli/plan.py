@@ -134,10 +134,10 @@ def memory_table(plan: "Plan") -> Table:
     """Kinds of memory of a device, and the verdict."""
     table = _table("memory of a device", "GiB", "how")
     for kind, size, how in plan.kinds:
-        table.add_row(kind, f"{size / GIB:.3f}", how)
+        table.add_row(kind, f"{size / GIB:,.3f}", how)
     verdict = "[green]fits[/green]" if plan.fits else "[bold red]does not fit[/bold red]"
-    whole = f"of {plan.capacity / GIB:.2f}: {verdict}"
-    table.add_row("[bold]in all[/bold]", f"[bold]{plan.needed / GIB:.2f}[/bold]", whole)
+    whole = f"of {plan.capacity / GIB:,.2f}: {verdict}"
+    table.add_row("[bold]in all[/bold]", f"[bold]{plan.needed / GIB:,.2f}[/bold]", whole)
     return table
 
 
@@ -145,7 +145,7 @@ def flow_table(plan: "Plan") -> Table:
     """Collectives by kind and mesh axes."""
     table = _table("collective", "a step", "over mesh axes", "GiB sent", numbers={"a step", "GiB sent"})
     for flow in plan.flows[:SHOWN]:
-        table.add_row(flow.kind, f"{flow.times:,.0f}", " x ".join(flow.axes), f"{flow.bytes / GIB:.3f}")
+        table.add_row(flow.kind, f"{flow.times:,.0f}", " x ".join(flow.axes), f"{flow.bytes / GIB:,.3f}")
     return table
 
 
@@ -177,7 +177,7 @@ def ranking_table(ranked: Sequence["Candidate"]) -> Table:
     for found in ranked[:SHOWN]:
         seconds, by = found.plan.roofline.step_seconds, "compiled" if found.plan.counted else "analysis"
         step = duration(seconds) if seconds else "-"
-        table.add_row(escape(describe(found.changes) or "as asked"), step, f"{found.plan.needed / GIB:.2f}", by)
+        table.add_row(escape(describe(found.changes) or "as asked"), step, f"{found.plan.needed / GIB:,.2f}", by)
     return table
 
 

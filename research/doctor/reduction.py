@@ -102,6 +102,7 @@ def prepared(settings: Settings, devices: int) -> Settings:
     changes = {
         "train.batch_size": rows,
         "train.accumulation": 1,
+        "train.noise_scale": False,
         "data.num_tokens": None,
         "evaluate.batch_size": rows,
     }

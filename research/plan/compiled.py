@@ -29,9 +29,14 @@ _OUTSIDE = (
     "scaling",
     "sweeps",
     "train/page",
+    "plan/memory",
     "plan/page",
-    "plan/search",
+    "plan/planning",
+    "plan/refusal",
     "plan/roofline",
+    "plan/search",
+    "plan/verdict",
+    "plan/weights",
     "checkpoint",
     "interop",
     "generate",
@@ -138,13 +143,18 @@ def versions_here() -> dict[str, str]:
     return found
 
 
+def sources() -> dict[str, Path]:
+    """The source that traces a program and reads the compiled one, by its name below `research`."""
+    root = Path(research.__file__).parent
+    named = {file.relative_to(root).as_posix(): file for file in sorted(root.rglob("*.py"))}
+    return {name: file for name, file in named.items() if not name.startswith(_OUTSIDE)}
+
+
 def source_digest() -> str:
-    """Of the source that traces and reads a program, so that a changed one is compiled anew."""
-    root, digest = Path(research.__file__).parent, hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        name = file.relative_to(root).as_posix()
-        if not name.startswith(_OUTSIDE):
-            digest.update(name.encode() + b"\0" + file.read_bytes())
+    """Of `sources`, so that a changed one is compiled anew."""
+    digest = hashlib.sha256()
+    for name, file in sources().items():
+        digest.update(name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 
 

@@ -64,7 +64,7 @@ def _state_bytes(assembly: Assembly) -> dict[str, int]:
         dataclasses.replace(
             settings,
             parallel=dataclasses.replace(settings.parallel, remat="none"),
-            train=dataclasses.replace(settings.train, batch_size=1, accumulation=1),
+            train=dataclasses.replace(settings.train, batch_size=1, accumulation=1, noise_scale=False),
         ),
         tuple(assembly.mesh.shape.items()),
     )

@@ -183,9 +183,10 @@ def provenance(plan: Plan) -> str:
     return "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in rows.items())
 
 
-def amount(size: float | int) -> str:
-    """`12.3 GiB`, `640 KiB`."""
+def amount(size: float | int, digits: int = 3) -> str:
+    """`1,410 GiB`, `12.3 GiB`, `640 KiB`: with so many digits at least."""
     for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if size >= 0.1 * 2**power:
-            return f"{size / 2**power:.3g} {unit}"
+        number = size / 2**power
+        if number >= 0.1:
+            return f"{number:,.0f} {unit}" if number >= 10 ** (digits - 1) else f"{number:.{digits}g} {unit}"
     return f"{size:.0f} B"

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from research.models import flops
-from research.objectives import accounting
 from research.plan import memory
 from research.plan.memory import Memory
+from research.plan.operations import Operations
 from research.plan.topologies import Topology, wire
 from research.plan.trace import trace
 from research.plan.traffic import Flow
@@ -17,9 +16,6 @@ from research.train.assembly import Assembly
 
 # Share of a chip's peak that large products reach, and of communication that nothing hides.
 ATTAINABLE, EXPOSED = 0.6, 0.1
-# Bytes/s one way between a device and its host. TPU: "How to Scale Your Model", chapter 2 (PCIe); GPU: 16 lanes
-# of PCIe 4.0, an A100's; newer ones have twice that.
-HOST_BANDWIDTH = {"tpu": 15e9, "gpu": 32e9}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +32,9 @@ class Roofline:
       communication: seconds by network; `host`: of what is offloaded to the host's memory and fetched again.
       step_seconds: the slowest of these, and the exposed share of communication.
       bound: what is slowest: `compute`, `memory` or a network.
+      devices: how many.
+      peak_flops: of a device: that of bfloat16, of int8 where products are quantised.
+      tokens: raw tokens of a step.
     """
 
     model_flops: float
@@ -85,7 +84,7 @@ def roofline(
     train, chip = assembly.settings.train, topology.chip
     tokens = float(train.batch_size * assembly.raw_length)
     model = tokens * assembly.count.model_flops
-    executed = executed_flops(assembly)
+    done = executed(assembly)
     moved = hbm_bytes(assembly, bytes_of, temporaries)
     rate = chip.peak_flops * ATTAINABLE
     if chip.platform == "gpu" and assembly.settings.model.compute_dtype == "float32":
@@ -96,8 +95,11 @@ def roofline(
             over = wire(topology, assembly.mesh, flow.axes)
             networks[over.network] = networks.get(over.network, 0.0) + flow.bytes / over.bandwidth
         if away := memory.offloaded(assembly):
-            networks["host"] = 2 * train.accumulation * away / HOST_BANDWIDTH[chip.platform]
-    compute = executed / assembly.mesh.size / rate if rate else 0.0
+            networks["host"] = 2 * train.accumulation * away / chip.host_bandwidth
+    compute = 0.0
+    if rate:
+        coarse = done.int8 / (chip.int8_flops * ATTAINABLE)
+        compute = ((done.total - done.int8) / rate + coarse) / assembly.mesh.size
     traffic = moved / chip.hbm_bandwidth if chip.hbm_bandwidth else 0.0
     parts = {"compute": compute, "memory": traffic, **networks}
     slowest = max(parts, key=lambda name: parts[name])
@@ -105,7 +107,7 @@ def roofline(
     return Roofline(
         model_flops=model,
         required_flops=tokens * assembly.count.required_flops,
-        executed_flops=executed,
+        executed_flops=done.total,
         hbm_bytes=moved,
         compute_seconds=compute,
         memory_seconds=traffic,
@@ -113,34 +115,18 @@ def roofline(
         step_seconds=step,
         bound=slowest if chip.peak_flops else "unknown",
         devices=assembly.mesh.size,
-        peak_flops=chip.peak_flops,
+        peak_flops=chip.peak_flops if assembly.settings.model.quantisation == "none" else chip.int8_flops,
         tokens=tokens,
     )
 
 
-def executed_flops(assembly: Assembly) -> float:
-    """Operations of all devices in a step: traced products, and attention kernels by their own count.
+def executed(assembly: Assembly) -> Operations:
+    """Operations of all devices in a step, as traced: with what is computed again.
 
-    A Pallas kernel of attention computes what the mask lets it see: two products forwards, seven in its two kernels
-    backwards, where scores are computed again in each (Dao 2024, section 2.3), and two more in every other call.
+    Attention's kernels compute what the mask lets them see.
     """
-    train = assembly.settings.train
     found = trace(assembly)
-    products = found.product_flops * train.batch_size / found.rows
-    if not found.kernel_calls:
-        return products
-    core = assembly.settings.model
-    calls = core.num_layers + core.encoder_layers
-    calls += core.num_layers if core.encoder_layers else 0  # attention to the encoder
-    again = max(0.0, found.kernel_calls / calls - 3)
-    by_kernels = min(1.0, found.kernel_calls / (3 * calls))  # the others' products are in the trace
-    return products + by_kernels * attention_flops(assembly) * (9 + 2 * again) / 6
-
-
-def attention_flops(assembly: Assembly) -> float:
-    """Of the two products of attention in a step, forward and backward, of what pattern and windows let be seen."""
-    asked = accounting.work(assembly.objective, assembly.raw_length)
-    return 6.0 * flops.attention(assembly.model, asked)[1] * assembly.settings.train.batch_size
+    return Operations().plus(found.operations, assembly.settings.train.batch_size / found.rows)
 
 
 def hbm_bytes(assembly: Assembly, bytes_of: Memory, temporaries: int | None = None) -> float:
@@ -174,14 +160,14 @@ def assumptions(topology: Topology) -> list[str]:
         "Attention's kernels compute what pattern and windows let be seen, and scores twice more for the gradient.",
         f"HBM moves {chip.hbm_bandwidth / 1e9:,.0f} GB/s; elementwise work is fused into what moves anyway; an "
         "activation is written and read once, whether it is kept or computed again.",
-        f"What parallel.remat=offload sends to the host and fetches moves at {HOST_BANDWIDTH[chip.platform] / 1e9:.0f} "
-        "GB/s.",
+        f"What parallel.remat=offload sends to the host and fetches moves at {chip.host_bandwidth / 1e9:.0f} GB/s each "
+        "way.",
     ]
     if chip.platform == "gpu":
         found.append("Products in float32 go as TF32, at half of that rate.")
     found.append(
-        "Products in int8 (model.quantisation) are timed, and utilisation is counted, at the peak of bfloat16; "
-        "training counts it at twice that."
+        f"Products in int8 (model.quantisation) reach as much of their peak, {chip.int8_flops / 1e12:.0f} TOP/s, and "
+        "utilisation is counted at that; gradients of weights, attention, experts and the head are not in int8."
     )
     if chip.dimensions:
         found.append(
@@ -190,6 +176,11 @@ def assumptions(topology: Topology) -> list[str]:
         )
     else:
         found.append(f"NVLink carries {chip.link_bandwidth / 1e9:.0f} GB/s each way within a node.")
+    if topology.slices > 1:  # as of libtpu 0.0.42 and 0.0.50, whoever wrote the program
+        found.append(
+            "In a program for several slices the TPU compiler gathers weights within a slice by adding up padded "
+            "shards, twice the bytes of a gather; where nothing is compiled, gathers are counted."
+        )
     found += [
         f"Between slices or nodes a device sends {chip.network_bandwidth / 1e9:.3g} GB/s.",
         f"Communication hides behind computation but for {EXPOSED:.0%} of it; input, checkpoints and evaluation cost "

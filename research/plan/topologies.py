@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from research.errors import UserError
-from research.parallel.chips import CHIPS, GIB, Chip
+from research.parallel.chips import CHIPS, Chip
 
 EXAMPLES = "v5p:4x4x4, v5e:16x16, gpu:h100:8x4 (8 a node, 4 nodes) or cpu:8"
-# Devices that a host makes up for tests: they compile, and no data sheet says how fast or large they are.
-_CPU = Chip("cpu", "cpu", "cpu", 0.0, 1024 * GIB, 0.0, 0.0, 0.0)
+# Devices that this machine makes up for tests: they compile and share its memory; no data sheet says how fast they are.
+_CPU = Chip("cpu", "cpu", "cpu", 0.0, 0.0, 0, 0.0, 0.0, 0.0, 0.0)
 # Compiled for without hardware; libtpu makes two devices of a v4 chip where a v4 host makes one.
 _COMPILED = {"v5e", "v5p", "v6e", "cpu"}
 
@@ -109,7 +110,25 @@ def parse(name: str, slices: int = 1) -> Topology:
         raise UserError(f"--topology={name} has {len(shape)} sides, but {chip.name} has {wanted}: write {EXAMPLES}")
     if slices < 1 or (slices > 1 and not chip.dimensions):
         raise UserError(f"--slices={slices}: only TPUs have slices, at least one; nodes of GPUs stand in --topology")
+    if chip.dimensions:
+        _check_slice(name, chip, shape)
+    elif chip.platform == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        chip = dataclasses.replace(chip, hbm_bytes=memory // shape[0])
     return Topology(name.lower(), chip, shape, slices)
+
+
+def _check_slice(name: str, chip: Chip, shape: tuple[int, ...]) -> None:
+    """Of a torus of switched cubes any side may be long; one that is wired for good is a part of 16 x 16 chips."""
+    wired = chip.dimensions == 2
+    if any(side not in (1, 2, 4, 8, 16) if wired else side > 2 and side % 4 for side in shape):
+        sides = "1, 2, 4, 8 or 16" if wired else "1, 2 or a multiple of 4"
+        raise UserError(f"--topology={name} is no slice of a {chip.name} pod: make each side {sides}")
+    if math.prod(shape) > chip.slice_chips:
+        raise UserError(
+            f"--topology={name} has {math.prod(shape):,} chips, but the largest slice of {chip.name} has "
+            f"{chip.slice_chips:,}: take a smaller one, and several of them with --slices"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """What the update keeps and multiplies, read from its trace: nothing is compiled, no device is needed."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from research.kernels.splash import Splash
 from research.models import Model
 from research.models.layers import unconstrained
 from research.parallel import arrays, rules
+from research.plan.operations import Noted, Operations, operations
 from research.settings import MeshSettings
 from research.train.assembly import Assembly
 from research.train.step import own_terms, sequences, total
@@ -43,15 +43,13 @@ class Trace:
       rows: sequences; a dimension that has them, alone or times others, is a multiple of this, and no other one is.
       kept: shapes and types of what the forward pass keeps for the backward pass, beside weights and batch.
       offloaded: the same of what waits in the host's memory.
-      product_flops: operations of matrix products, forward, backward and computed again, in proportion to the rows.
-      kernel_calls: kernels of attention among them, whose operations are not in `product_flops`.
+      operations: forward, backward and computed again, in proportion to the rows.
     """
 
     rows: int
     kept: tuple[Held, ...]
     offloaded: tuple[Held, ...]
-    product_flops: float
-    kernel_calls: int
+    operations: Operations
 
 
 def batch_shapes(assembly: Assembly) -> dict[str, jax.ShapeDtypeStruct]:
@@ -79,7 +77,7 @@ def trace(assembly: Assembly) -> Trace:
     """What a micro-batch of the run keeps and multiplies; traced once for all batches and meshes."""
     settings = assembly.settings
     parallel = dataclasses.replace(settings.parallel, mesh=MeshSettings(), preset="dp", remat="none")
-    train = dataclasses.replace(settings.train, batch_size=1, accumulation=1)
+    train = dataclasses.replace(settings.train, batch_size=1, accumulation=1, noise_scale=False)
     own = dataclasses.replace(settings, parallel=parallel, train=train)
     key = (own, assembly.model.remat, assembly.kernels.names, assembly.mesh.devices.flat[0].platform)
     if key not in _TRACES:
@@ -112,7 +110,7 @@ def _trace(assembly: Assembly) -> Trace:
     away = [aval for aval in avals if _on_host(aval)]
     here = [aval for aval in avals if not _on_host(aval)]
     kept_here, kept_away = (tuple((aval.shape, np.dtype(aval.dtype)) for aval in part) for part in (here, away))
-    return Trace(rows, kept_here, kept_away, *_products(gradient))
+    return Trace(rows, kept_here, kept_away, operations(gradient))
 
 
 def _rows(assembly: Assembly, batch: Mapping[str, jax.ShapeDtypeStruct]) -> int:
@@ -135,7 +133,7 @@ def _alone(assembly: Assembly) -> Model:
     if isinstance(attend, ShardedAttention):
         attend = ring.Alone(layout) if attend.around else attend.inner
     if isinstance(attend, (Splash, Fused)):
-        attend = Splash()
+        attend = Noted(Splash())
     loss = kernels.vocabulary_loss
     alone = dataclasses.replace(
         kernels,
@@ -150,39 +148,3 @@ def _alone(assembly: Assembly) -> Model:
 
 def _on_host(aval: Any) -> bool:
     return "host" in str(getattr(aval, "memory_space", "")).lower()
-
-
-def _products(jaxpr: Any) -> tuple[float, int]:
-    """Operations of all matrix products and calls of Pallas kernels, loops by their lengths."""
-    flops, calls = 0.0, 0
-    for equation in jaxpr.eqns:
-        name, times = equation.primitive.name, 1.0
-        if name == "pallas_call":
-            calls += 1
-            continue
-        if name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            out = math.prod(equation.outvars[0].aval.shape)
-            flops += 2.0 * out * math.prod(left[axis] for axis in contracted)
-        elif name in {"ragged_dot", "ragged_dot_general"}:
-            left, right = (var.aval.shape for var in equation.invars[:2])
-            flops += 2.0 * math.prod(left) * right[-1]
-        elif name == "scan":
-            times = float(equation.params["length"])
-        inner = [_products(each) for each in _inside(equation)]
-        if inner:
-            found = max(inner) if name == "cond" else tuple(sum(parts) for parts in zip(*inner, strict=True))
-            flops, calls = flops + times * found[0], calls + int(times * found[1])
-    return flops, calls
-
-
-def _inside(equation: Any) -> list[Any]:
-    found = []
-    for value in equation.params.values():
-        for each in value if isinstance(value, (tuple, list)) else (value,):
-            if hasattr(each, "eqns"):
-                found.append(each)
-            elif hasattr(each, "jaxpr") and hasattr(each.jaxpr, "eqns"):
-                found.append(each.jaxpr)
-    return found

@@ -22,6 +22,11 @@ class TrainSettings:
     keep_best: bool = setting(True, "keep the checkpoint with the lowest held-out loss", execution=True)
     evaluate_every: int = setting(500, "interval of held-out evaluation", unit="updates", minimum=1, execution=True)
     tensorboard: bool = setting(True, "write TensorBoard events beside metrics.jsonl", execution=True)
+    noise_scale: bool = setting(
+        False,
+        "measure the gradient noise scale from the micro-batches of each update, for which accumulation is 2 or more",
+        execution=True,
+    )
 
     def check(self) -> None:
         """Raises `UserError` where keys contradict each other."""
@@ -29,4 +34,9 @@ class TrainSettings:
             raise UserError(
                 f"train.accumulation={self.accumulation} does not divide train.batch_size={self.batch_size}: "
                 "change one of them"
+            )
+        if self.noise_scale and self.accumulation < 2:
+            raise UserError(
+                f"train.noise_scale=true compares micro-batches, and train.accumulation={self.accumulation} leaves but "
+                "one: set train.accumulation to 2 or more"
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 
 from research.errors import UserError
 from research.parallel import devices
@@ -48,10 +49,10 @@ class Utilisation:
 
     @classmethod
     def of(cls, assembly: Assembly) -> "Utilisation":
-        """Of a run: products in int8 go at most at twice the peak of those in bfloat16."""
+        """Of a run: where products are in int8, of the peak of int8."""
         mesh, model = assembly.mesh, assembly.settings.model
         peak = devices.peak_flops(mesh.devices.flat[0])
-        rate = 1.0 if model.quantisation == "none" else 2.0
+        rate = 1.0 if model.quantisation == "none" else devices.int8_rate(mesh.devices.flat[0])
         return cls(assembly.count.required_flops, peak * mesh.size * rate if peak else None)
 
     def at(self, tokens_per_second: float) -> float | None:
@@ -78,7 +79,7 @@ class Recorder:
         self._tokens = assembly.settings.train.batch_size * assembly.raw_length
         self._flops = assembly.count.model_flops
         self._utilisation = Utilisation.of(assembly)
-        self._previous: tuple[int, Mapping[str, jax.Array]] | None = None
+        self._previous: tuple[int, Mapping[str, jax.Array | np.ndarray]] | None = None
         self._began = time.perf_counter()
         self._times: deque[float] = deque([self._began], maxlen=max(2, min(interval, 50)))
 
@@ -87,7 +88,7 @@ class Recorder:
         self._times.clear()
         self._times.append(time.perf_counter())
 
-    def keep(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    def keep(self, step: int, metrics: Mapping[str, jax.Array | np.ndarray]) -> None:
         """Holds what the update that was just started will give."""
         self._previous = (step, metrics)
 

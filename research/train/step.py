@@ -13,6 +13,7 @@ from research.models import Model, Outputs
 from research.objectives import Objective, Term
 from research.optim import learning_rate, optimizer, without_frozen
 from research.settings import Settings
+from research.train import noise
 from research.train.state import TrainState
 
 Step = Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, dict[str, Array]]]
@@ -22,8 +23,10 @@ def make_step(settings: Settings, model: Model, objective: Objective) -> Step:
     """The update for batches `[accumulation, rows, ...]`.
 
     Sums of all terms are added over the micro-batches and divided once by the weight of the whole batch, so that
-    accumulation changes nothing but the order of additions.
+    accumulation changes nothing but the order of additions. With `train.noise_scale` the squared norms of what each of
+    them adds are summed as well, one number.
     """
+    measured = settings.train.noise_scale
 
     def micro(params: Any, batch: Mapping[str, Array], weights: Mapping[str, Array], key: Array, rate: Array) -> Any:
         outputs = model.apply(params, batch, pattern=objective.pattern, key=key, dropout=rate)
@@ -41,7 +44,9 @@ def make_step(settings: Settings, model: Model, objective: Objective) -> Step:
             number, rows = part
             own = key if count == 1 else jax.random.fold_in(key, number)
             (loss, (parts, aux)), gradients = gradient_of(state.params, rows, weights, own, state.hyper.dropout)
-            return jax.tree.map(jnp.add, carry, (loss, parts, gradients)), aux
+            gradients = noise.apart(gradients, model.parameters())
+            square = noise.square(without_frozen(settings.optimizer, gradients)) if measured else None
+            return jax.tree.map(jnp.add, carry, (loss, parts, gradients, square)), aux
 
         if count == 1:
             rows = jax.tree.map(lambda array: array[0], dict(batch))
@@ -50,8 +55,9 @@ def make_step(settings: Settings, model: Model, objective: Objective) -> Step:
             first = jax.tree.map(lambda array: array[0], dict(batch))
             shapes = jax.eval_shape(gradient_of, state.params, first, weights, key, state.hyper.dropout)
             (loss, (parts, _)), gradients = shapes
-            empty = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), (loss, parts, gradients))
-            (loss, parts, gradients), aux = jax.lax.scan(accumulate, empty, (jnp.arange(count), dict(batch)))
+            sums = (loss, parts, gradients, loss if measured else None)
+            empty = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), sums)
+            (loss, parts, gradients, squares), aux = jax.lax.scan(accumulate, empty, (jnp.arange(count), dict(batch)))
             aux = jax.tree.map(lambda values: jnp.max(values, axis=0), aux)
 
         rule = optimizer(settings.optimizer, state.hyper, model.parameters())
@@ -71,6 +77,9 @@ def make_step(settings: Settings, model: Model, objective: Objective) -> Step:
             **{name: jnp.max(values) for name, values in aux.items()},
             "targets": weights["loss"],
         }
+        if measured:
+            each = jax.vmap(lambda rows: objective.weights(rows)["loss"])(dict(batch))
+            metrics |= noise.estimates(squares, jnp.square(known), each)
         return state.after(params, moments), metrics
 
     return step

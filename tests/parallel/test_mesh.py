@@ -137,6 +137,11 @@ def test_the_peak_of_a_device_is_that_of_its_longest_name(kind: str, peak: float
     assert devices.peak_flops(mock.Mock(spec=jax.Device, device_kind=kind)) == peak
 
 
+@pytest.mark.parametrize(("kind", "rate"), [("TPU v4", 1.0), ("TPU v5p", 2.0), ("NVIDIA H100 80GB", 2.0), ("cpu", 2.0)])
+def test_products_in_int8_are_as_much_faster_as_the_data_sheet_says(kind: str, rate: float) -> None:
+    assert devices.int8_rate(mock.Mock(spec=jax.Device, device_kind=kind)) == pytest.approx(rate, rel=0.01)
+
+
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 MESHES = {

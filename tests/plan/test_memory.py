@@ -99,15 +99,15 @@ def test_traced_products_are_the_counted_ones_where_nothing_is_computed_again() 
     assembly = assembled(parallel__remat="none", parallel__kernels="reference")
     count: Count = assembly.count
     found = trace.trace(assembly)
-    assert found.product_flops == pytest.approx(found.rows * 16 * count.model_flops, rel=1e-6)
+    assert found.operations.total == pytest.approx(found.rows * 16 * count.model_flops, rel=1e-6)
     again = trace.trace(assembled(parallel__remat="full", parallel__kernels="reference"))
     forward = found.rows * 16 * count.model_flops / 3
-    assert 1.1 * forward < again.product_flops - 2 * forward < 2 * forward
+    assert 1.1 * forward < again.operations.total - 2 * forward < 2 * forward
 
 
 def test_an_unrolled_stack_multiplies_what_a_scanned_one_does() -> None:
     scanned, unrolled = (trace.trace(assembled(parallel__layers=mode)) for mode in ("scan", "unroll"))
-    assert scanned.product_flops == unrolled.product_flops
+    assert scanned.operations == unrolled.operations
 
 
 @pytest.mark.parametrize(

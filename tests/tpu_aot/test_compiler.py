@@ -125,13 +125,19 @@ def test_slices_are_joined_by_replicas() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_models_fit(name: str) -> None:
+def test_published_models_fit(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     objective, topology, slices, changes = PUBLISHED[name]
     recipe = config.load_recipe(f"configs/{objective}.py:{name.split(' ')[0]}")
     given = {"parallel.preset": "fsdp", "model.compute_dtype": "bfloat16", **changes}
     settings = search.changed(config.to_settings(recipe), given)
     found = planning.plan(settings, topologies.parse(topology, slices))
-    assert found.fits and found.compiled is not None
+    assert found.compiled is not None
+    peer = f" (MaxText {MAXTEXT[name] / 1e9:.2f})" if name in MAXTEXT else ""
+    used = f"{found.needed / 1e9:.2f} of {found.capacity / 1e9:.2f} GB a device{peer}, {settings.parallel.remat}"
+    time = f"estimated {found.roofline.step_seconds:.2f} s a step, compiled in {found.compiled.seconds:.0f} s"
+    with capsys.disabled():
+        print(f"\n{name}, {found.topology.label}: {used}, {time}", flush=True)
+    assert found.fits
     assert found.compiled.kernels["attention"] == "splash" and found.compiled.custom_kernels >= 2
     assert found.memory.given == pytest.approx(found.compiled.memory["argument"], rel=0.03)
     assert found.needed <= MAXTEXT.get(name, found.capacity)
