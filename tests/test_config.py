@@ -68,6 +68,7 @@ def with_other(key: Key) -> dict[str, Any]:
         "optimizer.nesterov": {"optimizer.name": "sgd"},
         "optimizer.muon_scale": {"optimizer.name": "muon"},
         "optimizer.muon_steps": {"optimizer.name": "muon"},
+        "train.noise_scale": {"train.accumulation": 2},
     }
     return {key.name: other(key), **beside.get(key.name, {})}
 

@@ -284,6 +284,13 @@ class Checkpoints:
             self._committed.pop(step, None)
         self._event("checkpoint_damaged", {"step": step, "reason": str(damage), "renamed": name})
 
+    def go_back(self, step: int) -> None:
+        """Removes the steps after one that the run goes on from: it will come to them again."""
+        self.wait()
+        for later in self.steps():
+            if later > step:
+                self._drop(later)
+
     # --- keeping ------------------------------------------------------------------------------------------------------
 
     def _heldout_loss(self, step: int) -> float | None:
@@ -304,10 +311,13 @@ class Checkpoints:
 
     def _prune(self) -> None:
         for step in set(self.steps()) - self._kept():
-            with self._guard:
-                del self._committed[step]
-            if jax.process_index() == 0:
-                self._remove(step)
+            self._drop(step)
+
+    def _drop(self, step: int) -> None:
+        with self._guard:
+            del self._committed[step]
+        if jax.process_index() == 0:
+            self._remove(step)
 
     def _remove(self, step: int) -> None:
         """Removes a step, its commit mark first: an interrupted removal leaves nothing that counts as complete."""

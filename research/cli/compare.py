@@ -8,14 +8,18 @@ auto takes suffixes where all runs predict text from what stands before it; with
 baselines, since the loss of hidden tokens and that of next tokens answer different questions and are never ranked.
 Intervals are 95 % bootstraps over documents; differences are of the same documents.
 
+A sweep's folder stands for its cells that are done; what was found is written into it, and its report shows it.
+
 examples:
   isoflop compare runs/causal runs/prefix runs/spans
   isoflop compare runs/causal runs/masked --json
   isoflop compare runs/15m runs/30m --given=64 --suffix=64
+  isoflop compare sweeps/objectives
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +30,10 @@ from research.cli.execution import compilation_cache
 from research.cli.progress import Progress
 from research.cli.yardsticks import Amounts, compare
 from research.errors import UserError
+from research.sweeps import folder as folders
+from research.sweeps.analysis import COMPARISON
+from research.sweeps.ledger import DONE, Ledger
+from research.train.metrics import write_json
 
 NOTHING = "-"
 
@@ -37,7 +45,7 @@ def epilog() -> str | None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("runs", nargs="+", type=absolute, metavar="RUN", help="run directories, two or more")
+    parser.add_argument("runs", nargs="+", type=absolute, metavar="RUN", help="run directories, or a sweep's folder")
     parser.add_argument("--yardstick", choices=YARDSTICKS, default=AUTO, help="default: auto")
     parser.add_argument("--given", type=int, default=32, help="suffixes: tokens that are given (default: 32)")
     parser.add_argument("--suffix", type=int, default=32, help="suffixes: tokens that are asked for (default: 32)")
@@ -54,14 +62,37 @@ def run(options: argparse.Namespace) -> Result:
             raise UserError(f"--{name}={value} must be at least 1")
     shown = console(options)
     compilation_cache()
+    sweeps = [path for path in options.runs if (path / folders.SWEEP).exists()]
+    paths = [run for path in options.runs for run in (finished(path) if path in sweeps else [path])]
     with Progress(0, 0, 1, shown) as progress:
         progress.stage("opening the runs")
-        runs = open_runs(options.runs, options.overrides, progress.stage)
+        runs = open_runs(paths, options.overrides, progress.stage)
         yardsticks, reason = choose(runs, options.yardstick)
         found = compare(runs, yardsticks, amounts, progress.stage)
     result = {"yardsticks": yardsticks, "reason": reason, **found}
     show(shown, result)
+    if sweeps == options.runs and len(sweeps) == 1:
+        write_json(sweeps[0] / COMPARISON, result)
+        shown.print(f"\n{sweeps[0] / COMPARISON}: isoflop sweep report {sweeps[0]} shows it", soft_wrap=True)
     return 0, result
+
+
+def finished(directory: Path) -> list[Path]:
+    """Run directories of a sweep's cells that are done and have a checkpoint.
+
+    Raises:
+      UserError: there are fewer than two.
+    """
+    folder = folders.open_folder(directory)
+    ledger = Ledger(directory)
+    done = [folder.run(cell.id) for cell in folder.cells if ledger.seen(cell.id)["state"] == DONE]
+    found = [run for run in done if any((run / "checkpoints").glob("*"))]
+    if len(found) < 2:
+        raise UserError(
+            f"{directory} has {len(found)} cells with a checkpoint, of {len(done)} that are done (its keep is "
+            f"{folder.content['keep']!r}): a comparison needs two, so run the sweep with keep='last'"
+        )
+    return found
 
 
 def show(shown: Console, result: Mapping[str, Any]) -> None:

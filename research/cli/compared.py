@@ -35,6 +35,11 @@ class Run:
         return f"{own.name} ({own.mixture})" if own.name == "mixture" else own.name
 
     @property
+    def continues(self) -> bool:
+        """Whether it predicts text from what stands before it."""
+        return self.assembly.objective.continues
+
+    @property
     def corpus(self) -> tuple[Any, Any]:
         """What decides which documents are held out, whatever tokenizer reads them."""
         return self.prepared.manifest["source"], self.prepared.manifest["data"]
@@ -87,7 +92,7 @@ def choose(runs: Sequence[Run], wanted: str) -> tuple[list[str], str]:
     Raises:
       UserError: the one that is wanted does not fit.
     """
-    mute = [run for run in runs if not run.assembly.objective.continues]
+    mute = [run for run in runs if not run.continues]
     several = len({run.prepared.data_hash for run in runs}) > 1
     tokenizers = "is measured in tokens, and these runs have several tokenizers: compare runs of one data hash"
     if wanted == SUFFIXES and mute:
@@ -108,6 +113,13 @@ def choose(runs: Sequence[Run], wanted: str) -> tuple[list[str], str]:
         raise UserError(f"what {mute[0].name} ({mute[0].objective}) is compared by {tokenizers}")
     named = ", ".join(run.name for run in mute)
     reason = f"no text from what stands before it is predicted by {named}, whose loss answers another question"
+    first = []
+    if len(runs) - len(mute) > 1:
+        first, reason = [SUFFIXES], f"{reason}; the others are asked for the same suffixes among themselves"
     if "documents" not in runs[0].prepared.manifest["files"]:
-        return [BASELINES], f"{reason}; this corpus has no labels for probes, and each run stands beside its baselines"
-    return [PROBES, BASELINES], f"{reason}: frozen features are probed, and each run stands beside its own baselines"
+        return [*first, BASELINES], (
+            f"{reason}; this corpus has no labels for probes, and each run stands beside its baselines"
+        )
+    return [*first, PROBES, BASELINES], (
+        f"{reason}; frozen features of all are probed, and each run stands beside its own baselines"
+    )

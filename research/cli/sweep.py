@@ -17,6 +17,7 @@ examples:
   isoflop sweep run experiments/quick_ladder/sweep.py --on=local --workdir=runs/quick_ladder --parallel=2
   isoflop sweep run experiments/quick_ladder/sweep.py --on=slurm --workdir=runs/ladder --parallel=16 --devices=gpu:1 --hours=4
   isoflop sweep run experiments/quick_ladder/sweep.py --on=local --workdir=runs/ladder --dry-run --topology=v5e:2x2 --price=1.2
+  isoflop sweep run experiments/QUESTION/sweep.py --on=slurm --workdir=runs/rates --devices=gpu:1 --hours=4 --pack=16
   isoflop sweep status runs/quick_ladder
 """  # noqa: E501 - a command is read in one line
 
@@ -27,10 +28,14 @@ from typing import TYPE_CHECKING, Any
 from research.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from research.cli.arguments import Result
     from research.sweeps.folder import Folder
     from research.sweeps.preflight import Checked, Place
     from research.sweeps.sweep import Cell, Sweep
+
+PACK = "train up to K cells that differ in numbers and seeds in one program, where it pays (default 1: each alone)"
 
 
 def epilog() -> str | None:
@@ -60,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_.add_argument("--workdir", dest="directory", required=True, type=folder, metavar="DIR", help="of the sweep")
     run_.add_argument("--skip-refused", action="store_true", help="run the other cells where some are refused")
     run_.add_argument("--any-commit", action="store_true", help="go on with cells that another commit began")
+    run_.add_argument("--pack", type=int, default=1, metavar="K", help=PACK)
     run_.add_argument("--topology", help="plan for these chips: v5p:4x4x4, gpu:h100:8x4 (see isoflop plan)")
     run_.add_argument("--price", type=float, help="of a chip for an hour")
     add_launcher(run_, default="local")
@@ -81,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verb("report", "rows.json, rows.csv, answer.json and report.html of a sweep")
     work = verb("work", "take free cells one after the other, until none is left")
     work.add_argument("--cells", help="these alone: ids or names, with commas")
+    work.add_argument("--pack", type=int, default=1, metavar="K", help=PACK)
     work.add_argument("--job", default="", help="name of the job, for the record")
     work.add_argument("--any-commit", action="store_true", help="go on with cells that another commit began")
 
@@ -119,6 +126,7 @@ def run_sweep(options: argparse.Namespace) -> "Result":
     from research.cli.arguments import console
     from research.cli.launch import chosen_launcher
     from research.sweeps import folder as folders
+    from research.sweeps.population import check_pack
     from research.sweeps.sweep import cells_of, load_sweep
 
     jax.config.update("jax_platforms", "cpu")  # this process plans; the accelerators are for the workers
@@ -128,6 +136,7 @@ def run_sweep(options: argparse.Namespace) -> "Result":
     workers = options.place_parallel or 1
     if workers < 1:
         raise UserError(f"--parallel={workers}: at least one worker runs at a time")
+    check_pack(options.pack)
     if options.on != "local":
         options.place_parallel = None
     launcher = chosen_launcher(options)
@@ -241,12 +250,14 @@ def work(options: argparse.Namespace) -> "Result":
     """A worker: takes free cells until none is left."""
     from rich.console import Console
 
-    from research.cli import train
+    from research.cli import train, train_together
     from research.cli.execution import set_up_training
     from research.parallel import mesh
     from research.sweeps import folder as folders
+    from research.sweeps.population import check_pack
     from research.sweeps.worker import Worker
 
+    pack = check_pack(options.pack)
     folder = folders.open_folder(options.directory)
     folders.check_commit(folder, options.any_commit)
     cells = folder.chosen(options.cells.split(",")) if options.cells else list(folder.cells)
@@ -257,7 +268,15 @@ def work(options: argparse.Namespace) -> "Result":
     def run_cell(cell: "Cell", directory: Path, data_hash: str) -> "Result":
         return train.execute(cell.settings, directory, shown, data_hash=data_hash)
 
+    def run_pack(asked: "Sequence[tuple[Cell, Path, str, Callable[[], bool]]]") -> "list[Result | UserError]":
+        runs = [
+            train_together.Asked(cell.name, cell.settings, directory, data_hash, withdrawn)
+            for cell, directory, data_hash, withdrawn in asked
+        ]
+        return train_together.execute_together(runs, shown)
+
     def tell(line: str) -> None:
         shown.print(line, style="bold", markup=False)
 
-    return Worker(folder, run_cell, cells=cells, job=options.job, tell=tell).run(), {"workdir": str(folder.directory)}
+    worker = Worker(folder, run_cell, cells=cells, job=options.job, tell=tell, pack=pack, together=run_pack)
+    return worker.run(), {"workdir": str(folder.directory)}

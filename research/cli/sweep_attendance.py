@@ -62,6 +62,8 @@ def job(launcher: Launcher, options: argparse.Namespace, directory: Path, name: 
     command = [*launcher.program, "sweep", "work", str(launcher.place(directory)), f"--job={name}"]
     if options.any_commit:
         command.append("--any-commit")
+    if options.pack > 1:
+        command.append(f"--pack={options.pack}")
     return Job(name, tuple(command), directory, asked_environment(options), asked_resources(options))
 
 
@@ -123,7 +125,8 @@ class _Attendance:
             free = sum(state["state"] == PENDING for state in states)
             busy = sum(state["state"] == RUNNING for state in states)
             ended = [handle for handle in self._handles if self._launcher.status(handle).ended]
-            self._judge(ended, sum(len(state["attempts"]) for state in states))
+            # A worker that finds no free cell has nothing to begin: others hold them all, each a pack perhaps.
+            self._judge(ended if free else [], sum(len(state["attempts"]) for state in states))
             self._handles = [handle for handle in self._handles if handle not in ended]
             if not free and not self._handles:
                 return

@@ -3,8 +3,6 @@
 import argparse
 import contextlib
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,15 +14,11 @@ from research import config
 from research.cli import sweep_tables
 from research.cli.arguments import Result, console
 from research.errors import UserError
-from research.sweeps import analysis
+from research.sweeps import analysis, foretelling, promotion
 from research.sweeps import folder as folders
-from research.sweeps.algebra import canonical
 from research.sweeps.folder import Folder
 from research.sweeps.ledger import DONE, FAILED, PENDING, RUNNING, Ledger
 from research.sweeps.rows import curves_of, facts_of, rows_of, write_rows
-from research.sweeps.sweep import Cell, check_ids, make_cell, names_of, with_trunks
-from research.train.metrics import write_text
-from research.train.report import quantity
 
 
 def status(options: argparse.Namespace) -> Result:
@@ -65,7 +59,9 @@ def write(folder: Folder, shown: Console) -> dict[str, Any]:
     from research.scaling.report import write_report
 
     rows = write_rows(folder)
-    answers = analysis.answers_of(folder.content, rows)
+    answers = analysis.answers_of(folder.content, rows) | analysis.comparison_of(folder.directory)
+    if (said := foretelling.foretold(folder)) is not None:
+        answers["foretold"] = {"made": said["made"], "predictions": said["predictions"]}
     settings = {cell.id: {key: cell.settings[key] for key in config.KEYS} for cell in folder.cells}
     path = write_report(folder.directory, facts_of(folder), rows, curves_of(folder), answers, settings)
     done = sum(row["state"] == DONE for row in rows)
@@ -117,7 +113,7 @@ def add(options: argparse.Namespace) -> Result:
     folder, shown = folders.open_folder(options.directory), console(options)
     if options.seeds < 1:
         raise UserError(f"--seeds={options.seeds}: add at least one")
-    new = further_seeds(folder, folder.chosen(options.cells), options.seeds)
+    new = folders.further_seeds(folder, folder.chosen(options.cells), options.seeds)
     content = folder.content
     checked = preflight.preflight(
         new, preflight.Place(here=False), keep=content["keep"], max_epochs=content["max_epochs"]
@@ -134,36 +130,6 @@ def add(options: argparse.Namespace) -> Result:
     return 0, {"workdir": str(folder.directory), "added": [entry["id"] for entry in entries]}
 
 
-def further_seeds(folder: Folder, cells: Sequence[Cell], count: int) -> list[Cell]:
-    """The cells of `count` seeds more for each group of cells that differ in nothing but the seed."""
-    groups: dict[str, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(_without_seed(cell), []).append(cell)
-    highest: dict[str, int] = {}
-    for cell in folder.cells:
-        key = _without_seed(cell)
-        highest[key] = max(highest.get(key, -1), cell.settings.seed)
-    points, held_out = [], []
-    for key, group in groups.items():
-        for seed in range(highest[key] + 1, highest[key] + 1 + count):
-            points.append({**group[0].point, "seed": seed})
-            held_out.append(group[0].held_out)
-    names = names_of([*(cell.point for cell in folder.cells), *points])[len(folder.cells) :]
-    base, keep = folder.content["base"], folder.content["keep"]
-    made = [
-        make_cell(base, point, name, keep, held_out=out)
-        for point, name, out in zip(points, names, held_out, strict=True)
-    ]
-    check_ids([*folder.cells, *made])
-    known = {cell.id for cell in made}
-    whole = with_trunks([*folder.cells, *made], {cell.name: cell.point for cell in [*folder.cells, *made]})
-    return [cell for cell in whole if cell.id in known]
-
-
-def _without_seed(cell: Cell) -> str:
-    return canonical({key: value for key, value in cell.point.items() if key != "seed"})
-
-
 # --- promote ----------------------------------------------------------------------------------------------------------
 
 
@@ -171,55 +137,7 @@ def promote(options: argparse.Namespace) -> Result:
     """Writes a cell as a recipe."""
     folder, shown = folders.open_folder(options.directory), console(options)
     cell, path = folder.cell(options.cell), options.output
-    if path.suffix != ".py":
-        raise UserError(f"--output={path}: a recipe is a Python file, name it so")
-    if path.exists():
-        raise UserError(f"--output={path} is there already: choose another name, or remove it")
     row = next(row for row in rows_of(folder) if row["id"] == cell.id)
-    write_text(path, recipe_text(folder, cell, row, path))
-    written = config.to_settings(config.load_recipe(str(path)))
-    assert config.scientific_hash(written) == config.scientific_hash(cell.settings), config.differences(
-        written, cell.settings
-    )
+    promotion.promote(folder, cell, row, path)
     shown.print(f"recipe: {path}", soft_wrap=True)
     return 0, {"recipe": str(path), "cell": cell.id, "config_hash": config.scientific_hash(cell.settings)}
-
-
-def recipe_text(folder: Folder, cell: Cell, row: dict[str, Any], path: Path) -> str:
-    """A recipe whose header says its command, what it cost and what it gave."""
-    content = folder.content
-    fact = folder.fact(cell.id)
-    cost = f"{quantity(fact['plan']['tokens'])} tokens, {fact['plan']['flops']:.2e} model FLOPs"
-    if row["training_seconds"]:
-        cost += f", {row['training_seconds']:,.0f} seconds of training on {content['host']}"
-    found = [
-        f"{row[name]:.4f} {text}"
-        for name, text in (("bits_per_byte", "held-out bits per byte"), ("heldout_loss", "nats a held-out target"))
-        if row[name] is not None
-    ]
-    header = [
-        f'"""{_plain(content["question"])}',
-        "",
-        f"    isoflop train --config={path.name} --workdir=runs/{path.stem}",
-        "",
-        f"Cost: {cost}.",
-        f"Result: {', '.join(found) or 'not run yet'}.",
-        f"The cell {cell.id} ({_plain(cell.name)}) of a sweep over {_plain(content['recipe'])}, promoted;",
-        f"commit {content['commit'][:20]}, data {fact['data_hash']}.",
-        '"""',
-    ]
-    rooms: dict[str, dict[str, Any]] = {}
-    for name, key in config.KEYS.items():
-        if cell.settings[name] != key.default and name != "train.keep_every":
-            room, _, last = name.rpartition(".")
-            rooms.setdefault(room, {})[last] = cell.settings[name]
-    lines = ["    config = base.get_config()"]
-    for room, values in rooms.items():
-        given = ", ".join(f"{name}={value!r}" for name, value in values.items())
-        lines.append(f"    config.{room}.update({given})" if room else f"    config.{given.replace('=', ' = ')}")
-    body = ["def get_config() -> ml_collections.ConfigDict:", '    """The recipe."""', *lines, "    return config"]
-    return "\n".join([*header, "", "import ml_collections", "", "from configs import base", "", "", *body]) + "\n"
-
-
-def _plain(text: str) -> str:
-    return text.replace("\\", "/").replace('"', "'")

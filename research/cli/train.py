@@ -14,6 +14,7 @@ examples:
 
 import argparse
 import contextlib
+import dataclasses
 import statistics
 import sys
 from pathlib import Path
@@ -31,9 +32,10 @@ from research.cli.progress import Progress
 from research.data.prepare import Prepared
 from research.data.windows import make_plan
 from research.errors import UserError
-from research.evaluate.heldout import heldout_evaluation
+from research.evaluate.heldout import Sums, heldout_evaluation
 from research.generate import GAP
 from research.parallel import flags, mesh
+from research.scaling import batch
 from research.settings import Settings
 from research.train import loop, provenance
 from research.train.assembly import Assembly, assemble
@@ -79,49 +81,80 @@ def execute(chosen: Settings, workdir: Path, shown: Console, *, data_hash: str |
     Raises:
       UserError: the directory is of another run, or in use, or the run cannot be.
     """
-    record = checked_record(chosen, workdir)
-    expected = (record or {}).get("provenance", {}).get("data_hash", data_hash)
-    if not jax.distributed.is_initialized():  # as it is from the second cell on that a process of several trains
-        mesh.start_processes(chosen.parallel)
-    set_up_training()
+    checked_record(chosen, workdir)  # a mistake is told before processes wait for one another
+    start(chosen)
     first = jax.process_index() == 0
     shown.quiet = not first
     with contextlib.ExitStack() as stack:
-        lock = stack.enter_context(RunLock(workdir))
-        stack.enter_context(log_process_failures(workdir))
-        events: EventLog | NullLog = stack.enter_context(EventLog(workdir)) if first else NullLog()
         progress = stack.enter_context(Progress(chosen.train.num_steps, 0, chosen.train.log_every, shown))
-        progress.stage("opening the data")
-        prepared = rundir.open_data(chosen, expected, progress.stage)
-        facts: dict[str, Any] = {"commit": provenance.commit(), "versions": provenance.versions()}
-        mesh.agree(
-            {
-                "settings": config.scientific_hash(chosen),
-                "settings of execution": config.execution_hash(chosen),
-                "commit": facts["commit"],
-                "data": prepared.data_hash,
-            }
-        )
-        # A mistake leaves no record to be held to.
-        assembly = assemble(chosen, prepared.tokenizer.vocabulary)
-        data = chosen.data
-        make_plan(prepared.train, data.packing, assembly.raw_length, data.num_tokens)
-        if first:
-            rundir.write_record(workdir, chosen, prepared, facts | rundir.origin(record))
-        events.write("start", config_hash=config.scientific_hash(chosen), data_hash=prepared.data_hash, **facts)
+        opened = open_run(stack, chosen, workdir, data_hash, progress)
         try:
-            result = pretrain(assembly, prepared, workdir, lock, events, progress, facts)
+            result = pretrain(opened, progress)
         except UserError as error:
-            with contextlib.suppress(UserError):  # a full disk must not hide why the run failed
-                events.write("failed", reason=str(error))
-                if first:
-                    write_report(workdir)
+            note_failure(opened, error)
             raise
         if first:
             report = write_report(workdir)
     if "signal" in result:
         return 128 + result["signal"], result
     return (0, {**result, "workdir": str(workdir), "report": str(report)}) if first else (0, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A run whose directory this process holds, its data and its parts; `facts` are commit and versions."""
+
+    assembly: Assembly
+    prepared: Prepared
+    workdir: Path
+    lock: RunLock
+    events: EventLog | NullLog
+    facts: dict[str, Any]
+
+
+def start(chosen: Settings) -> None:
+    """Lets the processes of a run find one another, before anything else touches a device."""
+    if not jax.distributed.is_initialized():  # as it is from the second cell on that a process of several trains
+        mesh.start_processes(chosen.parallel)
+    set_up_training()
+
+
+def open_run(
+    stack: contextlib.ExitStack, chosen: Settings, workdir: Path, data_hash: str | None, progress: Progress
+) -> Opened:
+    """Opens a new or an older run of these settings, until `stack` is closed; arguments and errors as of `execute`."""
+    record = checked_record(chosen, workdir)
+    expected = (record or {}).get("provenance", {}).get("data_hash", data_hash)
+    first = jax.process_index() == 0
+    lock = stack.enter_context(RunLock(workdir))
+    stack.enter_context(log_process_failures(workdir))
+    events: EventLog | NullLog = stack.enter_context(EventLog(workdir)) if first else NullLog()
+    progress.stage("opening the data")
+    prepared = rundir.open_data(chosen, expected, progress.stage)
+    facts: dict[str, Any] = {"commit": provenance.commit(), "versions": provenance.versions()}
+    mesh.agree(
+        {
+            "settings": config.scientific_hash(chosen),
+            "settings of execution": config.execution_hash(chosen),
+            "commit": facts["commit"],
+            "data": prepared.data_hash,
+        }
+    )
+    # A mistake leaves no record to be held to.
+    assembly = assemble(chosen, prepared.tokenizer.vocabulary)
+    make_plan(prepared.train, chosen.data.packing, assembly.raw_length, chosen.data.num_tokens)
+    if first:
+        rundir.write_record(workdir, chosen, prepared, facts | rundir.origin(record))
+    events.write("start", config_hash=config.scientific_hash(chosen), data_hash=prepared.data_hash, **facts)
+    return Opened(assembly, prepared, workdir, lock, events, facts)
+
+
+def note_failure(opened: Opened, error: UserError) -> None:
+    """Writes down why a run failed."""
+    with contextlib.suppress(UserError):  # a full disk must not hide it
+        opened.events.write("failed", reason=str(error))
+        if jax.process_index() == 0:
+            write_report(opened.workdir)
 
 
 def checked_record(chosen: Settings, workdir: Path) -> dict[str, Any] | None:
@@ -143,20 +176,31 @@ def checked_record(chosen: Settings, workdir: Path) -> dict[str, Any] | None:
     return record
 
 
-def pretrain(
-    assembly: Assembly,
-    prepared: Prepared,
-    workdir: Path,
-    lock: RunLock,
-    events: EventLog | NullLog,
-    progress: Progress,
-    facts: dict[str, Any],
-) -> dict[str, Any]:
+def pretrain(opened: Opened, progress: Progress) -> dict[str, Any]:
     """Trains, evaluates, samples; writes and returns the summary."""
+    outcome = loop.run(
+        opened.assembly,
+        opened.prepared,
+        opened.workdir,
+        evaluation(opened),
+        opened.lock,
+        opened.events,
+        progress,
+    )
+    return conclude(opened, outcome, progress)
+
+
+def evaluation(opened: Opened, sums: Sums | None = None) -> loop.Evaluate:
+    """What measures the run's weights on held-out text, with a compiled part that others may share."""
+    assembly = opened.assembly
+    heldout, rows = measures.heldout_batches(assembly, opened.prepared), assembly.evaluation_batch
+    return heldout_evaluation(assembly.model, assembly.objective, heldout, rows, assembly.mesh, sums)
+
+
+def conclude(opened: Opened, outcome: loop.Outcome, progress: Progress) -> dict[str, Any]:
+    """What follows training: baselines, samples, the summary; of an interrupted run only its step and signal."""
+    assembly, prepared, workdir, events = opened.assembly, opened.prepared, opened.workdir, opened.events
     chosen = assembly.settings
-    heldout = measures.heldout_batches(assembly, prepared)
-    evaluate = heldout_evaluation(assembly.model, assembly.objective, heldout, assembly.evaluation_batch, assembly.mesh)
-    outcome = loop.run(assembly, prepared, workdir, evaluate, lock, events, progress)
     if outcome.signal is not None:
         events.write("interrupted", step=outcome.step, signal=outcome.signal)
         return {"step": outcome.step, "signal": outcome.signal}
@@ -183,6 +227,7 @@ def pretrain(
         "model_flops": seen * count.model_flops,
         "required_flops": seen * count.required_flops,
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in rows) if rows else None,
+        **(batch.summary(rows) if chosen.train.noise_scale and rows else {}),
         "parameters": count.parameters,
         "non_embedding_parameters": count.non_embedding_parameters,
         "flops_per_token": count.model_flops,
@@ -192,7 +237,7 @@ def pretrain(
         "seed": chosen.seed,
         "kernels": dict(assembly.kernels.names),
         **flags.record(assembly.mesh, chosen.parallel.kernels),
-        **facts,
+        **opened.facts,
     }
     if jax.process_index() == 0:
         write_summary(workdir, summary)
@@ -210,5 +255,7 @@ def show(shown: Console, summary: dict[str, Any], report: Path) -> None:
     shown.print()
     measures.show_heldout(shown, summary, summary["step"])
     measures.show_baselines(shown, summary["baselines"])
+    if told := batch.sentence(summary):
+        shown.print(told, soft_wrap=True)
     shown.print(f"\nreport: {report}", soft_wrap=True)
     sys.stdout.flush()

@@ -33,19 +33,24 @@ class Amounts:
 
 
 def compare(runs: Sequence[Run], yardsticks: Sequence[str], amounts: Amounts, stage: Stage) -> dict[str, Any]:
-    """What the yardsticks give, by their names, and `runs`, which checkpoint of each it is of."""
+    """What the yardsticks give, by their names, and `runs`, which checkpoint of each it is of.
+
+    Suffixes are asked of the runs that predict text from what stands before it, the others of all.
+    """
     asked: dict[str, Measure] = {}
+    of = {name: [run for run in runs if name != SUFFIXES or run.continues] for name in yardsticks}
     for name in yardsticks:
         stage(f"settling what is asked by {name}")
-        asked[name] = MEASURES[name](runs, amounts)
+        asked[name] = MEASURES[name](of[name], amounts)
     facts = []
-    for number, run in enumerate(runs):
+    for run in runs:
         stage(f"loading {run.name}")
         params, step = rundir.open_parameters(run.workdir, run.assembly, None)
         with jax.set_mesh(run.assembly.mesh):
             for name, measure in asked.items():
-                stage(f"{name} of {run.name}")
-                measure.add(number, run, params, step)
+                if run in of[name]:
+                    stage(f"{name} of {run.name}")
+                    measure.add(of[name].index(run), run, params, step)
         facts.append(
             {
                 "run": run.name,

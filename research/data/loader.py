@@ -91,21 +91,8 @@ class Loader:
         return {name: array.reshape(*self._rows.shape, *array.shape[1:]) for name, array in arrays.items()}
 
     def prefetch(self, start_step: int, stop_step: int, buffer: int) -> Generator[tuple[int, Batch]]:
-        """`(step, batch(step))` for the steps from start to stop, up to `buffer` of them made ahead by Grain's threads.
-
-        An error in `batch` is raised where the element is asked for. Closing the iterator ends the threads.
-        """
-        if buffer == 0 or stop_step <= start_step:
-            for step in range(start_step, stop_step):
-                yield step, self.batch(step)
-            return
-        elements = grain.MapDataset.range(start_step, stop_step).map(lambda step: (int(step), self.batch(int(step))))
-        options = grain.ReadOptions(num_threads=min(buffer, 2), prefetch_buffer_size=buffer)
-        iterator = iter(elements.to_iter_dataset(options))
-        try:
-            yield from iterator
-        finally:
-            iterator.close()
+        """The batches of steps, made ahead; see `prefetched`."""
+        return prefetched(self.batch, start_step, stop_step, buffer)
 
     def windows_seen(self, num_steps: int) -> Ids:
         """Ids of the distinct windows that the first `num_steps` updates have used, sorted."""
@@ -115,6 +102,36 @@ class Loader:
     def tokens_of(self, window_ids: Ids) -> Spans:
         """Where the windows lie in the training split's token stream: starts and lengths of spans."""
         return self._plan.spans(window_ids)
+
+
+def prefetched(
+    batch: Callable[[int], Batch], start_step: int, stop_step: int, buffer: int
+) -> Generator[tuple[int, Batch]]:
+    """`(step, batch(step))` for the steps from start to stop, up to `buffer` of them made ahead by Grain's threads.
+
+    An error in `batch` is raised where the element is asked for. Closing the iterator ends the threads.
+    """
+    if buffer == 0 or stop_step <= start_step:
+        for step in range(start_step, stop_step):
+            yield step, batch(step)
+        return
+    elements = grain.MapDataset.range(start_step, stop_step).map(lambda step: (int(step), batch(int(step))))
+    options = grain.ReadOptions(num_threads=min(buffer, 2), prefetch_buffer_size=buffer)
+    iterator = iter(elements.to_iter_dataset(options))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def stacked(loaders: Sequence[Loader]) -> Callable[[int], Batch]:
+    """`batch(step)` of several loaders, each array `[loaders, accumulation, rows, ...]`."""
+
+    def batch(step: int) -> Batch:
+        parts = [loader.batch(step) for loader in loaders]
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+    return batch
 
 
 class Heldout:

@@ -14,6 +14,7 @@ from research.objectives import Objective
 from research.parallel import arrays
 
 Evaluate = Callable[[Any], dict[str, float | None]]
+Sums = Callable[[Any, Mapping[str, Array]], dict[str, tuple[Array, Array]]]
 
 
 @runtime_checkable
@@ -29,7 +30,12 @@ class HeldoutBatches(Protocol):
 
 
 def heldout_evaluation(
-    model: Model, objective: Objective, batches: HeldoutBatches, batch_size: int, mesh: Mesh
+    model: Model,
+    objective: Objective,
+    batches: HeldoutBatches,
+    batch_size: int,
+    mesh: Mesh,
+    sums: Sums | None = None,
 ) -> Evaluate:
     """A function of the weights that gives
 
@@ -39,19 +45,11 @@ def heldout_evaluation(
     - `heldout_accuracy`: share of targets that are the most probable token; none where every token is a target;
     - `heldout_loss_NAME`: of each further term of the loss, and of each member of a mixture;
     - `heldout_accuracy_NAME`: of each further question.
+
+    Runs of one program share what `sums_of` has made for one of them.
     """
     held = arrays.local_rows(batch_size, mesh)
-
-    @jax.jit
-    def sums(params: Any, batch: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
-        rows = jax.tree.map(lambda array: array[0], dict(batch))
-        outputs = model.apply(params, rows, pattern=objective.pattern)
-        terms = objective.terms(model, params, outputs, rows)
-        found = {f"loss_{name}": (term.sum, term.weight) for name, term in terms.items()}
-        # Without smoothing and z-loss the two are one.
-        found["loss"] = found.pop("loss_cross_entropy", found["loss_loss"])
-        hits = objective.hits(model, params, outputs, rows)
-        return found | {f"accuracy{name and '_'}{name}": of for name, of in hits.items()}
+    sums = sums or sums_of(model, objective)
 
     def parts(params: Any) -> Iterator[dict[str, tuple[Array, Array]]]:
         for index in range(batches.num_batches):
@@ -75,3 +73,20 @@ def heldout_evaluation(
         } | {f"heldout_{name}": mean for name, mean in shown.items()}
 
     return evaluate
+
+
+def sums_of(model: Model, objective: Objective) -> Sums:
+    """The compiled part of an evaluation: sums and weights by name over the rows of a batch."""
+
+    @jax.jit
+    def sums(params: Any, batch: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
+        rows = jax.tree.map(lambda array: array[0], dict(batch))
+        outputs = model.apply(params, rows, pattern=objective.pattern)
+        terms = objective.terms(model, params, outputs, rows)
+        found = {f"loss_{name}": (term.sum, term.weight) for name, term in terms.items()}
+        # Without smoothing and z-loss the two are one.
+        found["loss"] = found.pop("loss_cross_entropy", found["loss_loss"])
+        hits = objective.hits(model, params, outputs, rows)
+        return found | {f"accuracy{name and '_'}{name}": of for name, of in hits.items()}
+
+    return sums

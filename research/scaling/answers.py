@@ -119,7 +119,7 @@ class Answer:
       estimates: by name.
       residual: standard deviation of log loss about the fit, per degree of freedom.
       optima: for the budgets that were asked for.
-      frontier: optima from the smallest run's budget to the largest that was asked for.
+      frontier: optima from the smallest run's budget to ten times the largest run's.
       parabolas: of isoFLOP budgets.
       predictions: of held-out runs.
       notes: what was assumed or could not be said, in sentences.

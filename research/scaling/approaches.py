@@ -13,7 +13,7 @@ from research.scaling.fit import HUBER
 from research.scaling.rows import Runs
 
 APPROACHES = ("curves", "isoflop", "parametric", "kaplan", "data", "ladder")
-DRAWN = 9  # budgets along the frontier
+DRAWN, FURTHEST = 9, 10.0  # budgets along the frontier, from the smallest run's to so many times the largest
 BEYOND = (1.0, 10.0, 100.0)  # times the largest budget, where none is asked for
 
 
@@ -60,8 +60,8 @@ def analyse(
 def _with_frontier(
     name: str, runs: Runs, asked: Sequence[float], held: Runs | None, sampling: Sampling, delta: float
 ) -> Answer:
-    """An answer for the budgets that were asked for, and for budgets between that a chart can be drawn of."""
-    between = np.geomspace(min(runs.flops.min(), asked[0]), max(runs.flops.max(), asked[-1]), DRAWN).tolist()
+    """An answer for the budgets that were asked for, and for the frontier's, whatever was asked for."""
+    between = np.geomspace(runs.flops.min(), FURTHEST * runs.flops.max(), DRAWN).tolist()
     found = _answer(name, runs, [*asked, *between], held, sampling, delta)
     return replace(found, optima=found.optima[: len(asked)], frontier=found.optima[len(asked) :])
 

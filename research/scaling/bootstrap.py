@@ -8,7 +8,7 @@ equally noisy; but no run's weight is ever zero, so that no draw loses the sizes
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from research.errors import UserError
@@ -69,9 +69,16 @@ class Sampling:
         return np.random.default_rng(self.seed)
 
 
-def weights(count: int, runs: int, generator: np.random.Generator) -> Float[np.ndarray, "draws runs"]:
-    """Weights of each run in each draw: exponential variates, each draw's scaled to sum to the number of runs."""
-    drawn = generator.exponential(size=(count, runs))
+def weights(
+    count: int, runs: int, generator: np.random.Generator, groups: Int[np.ndarray, " runs"] | None = None
+) -> Float[np.ndarray, "draws runs"]:
+    """Weights of each run in each draw: exponential variates, each draw's scaled to sum to the number of runs.
+
+    Args:
+      groups: numbers from 0 on; runs of one number are weighted as one. None: each run for itself.
+    """
+    drawn = generator.exponential(size=(count, runs if groups is None else int(groups.max()) + 1))
+    drawn = drawn if groups is None else drawn[:, groups]
     return drawn * (runs / drawn.sum(axis=1, keepdims=True))
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from research.scaling.forms import Chinchilla, Form, Points, log_sum
+from research.scaling.forms import Chinchilla, Coefficients, Form, Named, Points, Predicted, Starts, log_sum
 
 CHINCHILLA = Chinchilla()
 SMALLEST, LARGEST = -6.0, 12.0  # of the logarithms of the two constants of decay, while a search wanders
@@ -37,9 +37,7 @@ class DataConstrained(Form):
             + (", N' likewise from U_N and R_N*" if excess else ", N' = N")
         )
 
-    def predict(
-        self, theta: Float[np.ndarray, "fits coefficients"], points: Points
-    ) -> tuple[Float[np.ndarray, "fits runs"], Float[np.ndarray, "fits runs coefficients"]]:
+    def predict(self, theta: Coefficients, points: Points) -> Predicted:
         """Coefficients: those of Chinchilla's law, then log R_D*, log R_N*."""
         log_a, log_b, log_e, alpha, beta = (column[:, None] for column in theta.T[:5])
         log_d, by_r_d, _ = effective(points.log_unique, points.log_tokens, theta[:, 5, None])
@@ -64,7 +62,7 @@ class DataConstrained(Form):
         return total, np.stack(gradient, axis=-1)
 
     def unique_parameters(
-        self, theta: Float[np.ndarray, "fits coefficients"], points: Points
+        self, theta: Coefficients, points: Points
     ) -> tuple[Float[np.ndarray, "fits runs"], Mapping[int, Float[np.ndarray, "fits runs"]]]:
         """log U_N before it is limited by N: where alpha A / N^alpha = beta B / U_D^beta; and its derivatives."""
         log_a, log_b, _, alpha, beta = (column[:, None] for column in theta.T[:5])
@@ -79,7 +77,7 @@ class DataConstrained(Form):
         }
         return log_n + points.centre_parameters, slopes
 
-    def starts(self, points: Points, log_loss: Float[np.ndarray, " runs"]) -> Float[np.ndarray, "starts coefficients"]:
+    def starts(self, points: Points, log_loss: Float[np.ndarray, " runs"]) -> Starts:
         """A thinned grid of Chinchilla's, times constants of decay from 1 to 50 epochs."""
         middle = float(log_loss.mean())
         shares, floor = middle + np.log([0.05, 0.25]), float(log_loss.min()) + np.log([0.5, 0.9])
@@ -91,9 +89,7 @@ class DataConstrained(Form):
         grid = product(shares, shares, floor, (0.2, 0.4, 0.8), (0.2, 0.4, 0.8), decays)
         return np.array([(*rest, *decay) for *rest, decay in grid])
 
-    def natural(
-        self, theta: Float[np.ndarray, "fits coefficients"], points: Points
-    ) -> Mapping[str, Float[np.ndarray, " fits"]]:
+    def natural(self, theta: Coefficients, points: Points) -> Named:
         """Chinchilla's names, and R_D*, R_N*: the repetitions after which nearly all of their worth is used."""
         found = dict(CHINCHILLA.natural(theta[:, :5], points))
         found["R_D*"] = np.exp(theta[:, 5])

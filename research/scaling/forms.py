@@ -17,6 +17,12 @@ from jaxtyping import Float
 REACH, SWEPT = 12.0, 961  # the numeric optimum looks at N from sqrt(N D) / e^REACH to sqrt(N D) e^REACH
 CHUNK = 128
 
+Coefficients = Float[np.ndarray, "fits coefficients"]
+Starts = Float[np.ndarray, "starts coefficients"]
+Predicted = tuple[Float[np.ndarray, "fits runs"], Float[np.ndarray, "fits runs coefficients"]]  # log loss, slopes
+Named = Mapping[str, Float[np.ndarray, " fits"]]
+Best = tuple[Float[np.ndarray, " fits"], Float[np.ndarray, " fits"]]  # log N, log loss
+
 
 @dataclass(frozen=True)
 class Points:
@@ -72,29 +78,20 @@ class Form(abc.ABC):
     exponents: ClassVar[tuple[str, ...]]
 
     @abc.abstractmethod
-    def predict(
-        self, theta: Float[np.ndarray, "fits coefficients"], points: Points
-    ) -> tuple[Float[np.ndarray, "fits runs"], Float[np.ndarray, "fits runs coefficients"]]:
+    def predict(self, theta: Coefficients, points: Points) -> Predicted:
         """Log loss, and its derivatives with respect to the coefficients."""
 
     @abc.abstractmethod
-    def starts(self, points: Points, log_loss: Float[np.ndarray, " runs"]) -> Float[np.ndarray, "starts coefficients"]:
+    def starts(self, points: Points, log_loss: Float[np.ndarray, " runs"]) -> Starts:
         """A grid of coefficients to start from."""
 
     @abc.abstractmethod
-    def natural(
-        self, theta: Float[np.ndarray, "fits coefficients"], points: Points
-    ) -> Mapping[str, Float[np.ndarray, " fits"]]:
+    def natural(self, theta: Coefficients, points: Points) -> Named:
         """The coefficients as the source names them, and what follows from them (compute-optimal exponents a, b)."""
 
     def optimum(
-        self,
-        theta: Float[np.ndarray, "fits coefficients"],
-        points: Points,
-        budget: float,
-        flops_factor: float,
-        unique: float | None = None,
-    ) -> tuple[Float[np.ndarray, " fits"], Float[np.ndarray, " fits"]]:
+        self, theta: Coefficients, points: Points, budget: float, flops_factor: float, unique: float | None = None
+    ) -> Best:
         """log N and log loss that are best for a budget of FLOPs, where budget = flops_factor N D.
 
         Found by sweeping sizes, with a parabola through the best and its neighbours; laws that have a closed form use
@@ -121,9 +118,7 @@ class Chinchilla(Form):
     num_coefficients = 5
     exponents = ("alpha", "beta")
 
-    def predict(
-        self, theta: Float[np.ndarray, "fits coefficients"], points: Points
-    ) -> tuple[Float[np.ndarray, "fits runs"], Float[np.ndarray, "fits runs coefficients"]]:
+    def predict(self, theta: Coefficients, points: Points) -> Predicted:
         """Coefficients: log A and log B at the centre, log E, alpha, beta."""
         x, y = points.log_parameters - points.centre_parameters, points.log_tokens - points.centre_tokens
         log_a, log_b, log_e, alpha, beta = (column[:, None] for column in theta.T)
@@ -131,7 +126,7 @@ class Chinchilla(Form):
         gradient = np.stack([*shares, -x[None] * shares[0], -y[None] * shares[1]], axis=-1)
         return total, gradient
 
-    def starts(self, points: Points, log_loss: Float[np.ndarray, " runs"]) -> Float[np.ndarray, "starts coefficients"]:
+    def starts(self, points: Points, log_loss: Float[np.ndarray, " runs"]) -> Starts:
         """Exponents of 0 to 2 (Hoffmann et al., appendix D.3); the other terms as shares of the mean loss.
 
         The published grid sets A and B at N = D = 1, far outside the runs, so that most of its starts lie where one
@@ -142,9 +137,7 @@ class Chinchilla(Form):
         floor = float(log_loss.min()) + np.log([0.3, 0.9])
         return np.array(list(product(middle + shares, middle + shares, floor, exponents, exponents)))
 
-    def natural(
-        self, theta: Float[np.ndarray, "fits coefficients"], points: Points
-    ) -> Mapping[str, Float[np.ndarray, " fits"]]:
+    def natural(self, theta: Coefficients, points: Points) -> Named:
         """E, A, B, alpha, beta, and a = beta / (alpha + beta), b = alpha / (alpha + beta)."""
         log_a, log_b, log_e, alpha, beta = theta.T
         whole = alpha + beta
@@ -161,13 +154,8 @@ class Chinchilla(Form):
         }
 
     def optimum(
-        self,
-        theta: Float[np.ndarray, "fits coefficients"],
-        points: Points,
-        budget: float,
-        flops_factor: float,
-        unique: float | None = None,
-    ) -> tuple[Float[np.ndarray, " fits"], Float[np.ndarray, " fits"]]:
+        self, theta: Coefficients, points: Points, budget: float, flops_factor: float, unique: float | None = None
+    ) -> Best:
         """Closed form: where alpha A / N^alpha = beta B / D^beta (Hoffmann et al. 2022, equation 4)."""
         log_a, log_b, log_e, alpha, beta = theta.T
         product_nd = np.log(budget / flops_factor)
@@ -187,9 +175,7 @@ class Kaplan(Form):
     num_coefficients = 4
     exponents = ("alpha_N", "alpha_D")
 
-    def predict(
-        self, theta: Float[np.ndarray, "fits coefficients"], points: Points
-    ) -> tuple[Float[np.ndarray, "fits runs"], Float[np.ndarray, "fits runs coefficients"]]:
+    def predict(self, theta: Coefficients, points: Points) -> Predicted:
         """Coefficients: log (N_c / N)^alpha_N and log (D_c / D)^alpha_D at the centre, log alpha_N, log alpha_D."""
         x, y = points.log_parameters - points.centre_parameters, points.log_tokens - points.centre_tokens
         size, data = (column[:, None] for column in theta.T[:2])
@@ -200,14 +186,12 @@ class Kaplan(Form):
         slopes = [-x[None] * alpha_n * shares[0], bend - y[None] * alpha_d * shares[1]]
         return alpha_d * inner, np.stack([*shares, *slopes], axis=-1)
 
-    def starts(self, points: Points, log_loss: Float[np.ndarray, " runs"]) -> Float[np.ndarray, "starts coefficients"]:
+    def starts(self, points: Points, log_loss: Float[np.ndarray, " runs"]) -> Starts:
         """Either term at a share of the mean loss, exponents from 0.03 to 1."""
         shares, exponents = float(log_loss.mean()) + np.log([0.1, 0.5, 0.9]), np.log([0.03, 0.1, 0.3, 1.0])
         return np.array(list(product(shares, shares, exponents, exponents)))
 
-    def natural(
-        self, theta: Float[np.ndarray, "fits coefficients"], points: Points
-    ) -> Mapping[str, Float[np.ndarray, " fits"]]:
+    def natural(self, theta: Coefficients, points: Points) -> Named:
         """N_c, D_c, alpha_N, alpha_D, and a, b of the minimum of this law at N D fixed.
 
         These are not the exponents of Kaplan et al., section 6, who stop training far from convergence.
@@ -224,13 +208,8 @@ class Kaplan(Form):
         }
 
     def optimum(
-        self,
-        theta: Float[np.ndarray, "fits coefficients"],
-        points: Points,
-        budget: float,
-        flops_factor: float,
-        unique: float | None = None,
-    ) -> tuple[Float[np.ndarray, " fits"], Float[np.ndarray, " fits"]]:
+        self, theta: Coefficients, points: Points, budget: float, flops_factor: float, unique: float | None = None
+    ) -> Best:
         """Closed form: where (alpha_N / alpha_D) (N_c / N)^(alpha_N / alpha_D) = D_c / D."""
         size, data, log_alpha_n, log_alpha_d = theta.T
         alpha_d, ratio = np.exp(log_alpha_d), np.exp(log_alpha_n - log_alpha_d)
@@ -251,24 +230,20 @@ class Ladder(Form):
     num_coefficients = 3
     exponents = ("gamma",)
 
-    def predict(
-        self, theta: Float[np.ndarray, "fits coefficients"], points: Points
-    ) -> tuple[Float[np.ndarray, "fits runs"], Float[np.ndarray, "fits runs coefficients"]]:
+    def predict(self, theta: Coefficients, points: Points) -> Predicted:
         """Coefficients: log K at the centre, log E, gamma; C is N D."""
         z = points.log_parameters + points.log_tokens - points.centre_parameters - points.centre_tokens
         log_k, log_e, gamma = (column[:, None] for column in theta.T)
         total, shares = log_sum(log_k - gamma * z[None], log_e + np.zeros((1, len(z))))
         return total, np.stack([*shares, -z[None] * shares[0]], axis=-1)
 
-    def starts(self, points: Points, log_loss: Float[np.ndarray, " runs"]) -> Float[np.ndarray, "starts coefficients"]:
+    def starts(self, points: Points, log_loss: Float[np.ndarray, " runs"]) -> Starts:
         """Shares of the mean loss, exponents from 0.02 to 1."""
         shares = float(log_loss.mean()) + np.log([0.05, 0.3, 0.8])
         floor = float(log_loss.min()) + np.log([0.1, 0.5, 0.9])
         return np.array(list(product(shares, floor, (0.02, 0.05, 0.15, 0.4, 1.0))))
 
-    def natural(
-        self, theta: Float[np.ndarray, "fits coefficients"], points: Points
-    ) -> Mapping[str, Float[np.ndarray, " fits"]]:
+    def natural(self, theta: Coefficients, points: Points) -> Named:
         """E, K (of N D), gamma."""
         log_k, log_e, gamma = theta.T
         centre = points.centre_parameters + points.centre_tokens

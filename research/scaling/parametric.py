@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from scipy import stats
 
 from research.scaling import bootstrap
 from research.scaling.answers import Answer, Optimum, Prediction
@@ -16,6 +17,7 @@ from research.scaling.rows import Runs
 
 REPEATED, EXCESSIVE, ENOUGH = 1.5, 1.5, 3
 REFIT = 1e-9
+MISSES = 0.05  # p below which a law is said to miss something
 FLOOR = 0.01  # a floor E below this share of the least loss is none
 
 
@@ -34,16 +36,19 @@ class Law:
         self.log_loss = np.log(runs.loss)
         self.best = fit(form, self.points, self.log_loss, delta)
         check_exponents(form, self.best, self.points)
+        own = form.predict(self.best[None], self.points)[0][0]
+        self.lacks = lack_of_fit(self.log_loss - own, runs.places(), form.num_coefficients)
+        self.groups = runs.places() if self.lacks else np.arange(len(runs))
         self.draws = self._draws()
 
     @property
     def freedom(self) -> int:
-        """Runs less coefficients."""
-        return len(self.runs) - self.form.num_coefficients
+        """Runs less coefficients; places less coefficients where runs of one place share what the law misses."""
+        return int(self.groups.max()) + 1 - self.form.num_coefficients
 
     def _draws(self) -> Float[np.ndarray, "draws coefficients"]:
         count = self.sampling.draws
-        weights = bootstrap.weights(count, len(self.runs), self.sampling.generator())
+        weights = bootstrap.weights(count, len(self.runs), self.sampling.generator(), self.groups)
         starts = np.repeat(self.best[None], count, axis=0)
         found = minimise(
             self.form, self.points, starts, self.log_loss[None], weights, delta=self.delta, tolerance=REFIT
@@ -79,7 +84,11 @@ class Law:
         return Optimum(budget, exponential(size), exponential(tokens), exponential(loss))
 
     def predictions(self, held: Runs) -> list[Prediction]:
-        """Of runs that were not fitted: the fit's own uncertainty, and the scatter that a new run will have."""
+        """Of runs that were not fitted: the fit's own uncertainty, and the scatter that a new run will have.
+
+        The scatter is that of the fitted runs about the law, which is the noise of a seed and what the law misses
+        among them. What it misses only beyond them is in no interval.
+        """
         unique = None if held.unique is None or self.form.name != "data" else np.log(held.unique)
         asked = self.points.at(np.log(held.parameters), np.log(held.tokens), unique)
         best, drawn = self.form.predict(self.best[None], asked)[0][0], self.form.predict(self.draws, asked)[0]
@@ -93,6 +102,11 @@ class Law:
     def notes(self) -> list[str]:
         """What the fit could not say."""
         found = []
+        if self.lacks:
+            found.append(
+                f"runs of one size and data agree with one another better than with the law (p = {self.lacks:.1g}): it "
+                "misses something, and intervals count places, not runs"
+            )
         natural = self.form.natural(self.best[None], self.points)
         if "E" in natural and natural["E"][0] < FLOOR * self.runs.loss.min():
             found.append("no floor E can be told from zero: the runs are too far from it")
@@ -113,6 +127,12 @@ def answer(
     """
     law = Law(form, runs, sampling, delta)
     notes = law.notes()
+    if held is not None:
+        further = float(held.flops.max() / runs.flops.max())
+        notes.append(
+            "intervals of predictions hold the fit's uncertainty and the scatter of runs about it, and assume that "
+            f"the form holds up to {further:.3g} times the largest budget that was fitted"
+        )
     unique: float | None = None
     if form.name == "data" and runs.unique is not None:
         unique = float(runs.unique.max())
@@ -129,6 +149,23 @@ def answer(
         predictions=[] if held is None else law.predictions(held),
         notes=[*runs.notes, *notes],
     )
+
+
+def lack_of_fit(
+    residuals: Float[np.ndarray, " runs"], places: Int[np.ndarray, " runs"], coefficients: int
+) -> float | None:
+    """p of the F test that runs of one place differ as little from one another as from the law; none above 0.05, or
+    where no place has several runs (Draper & Smith 1998, section 2.1).
+    """
+    count = np.bincount(places)
+    means = np.bincount(places, residuals) / count
+    between, within = len(count) - coefficients, len(places) - len(count)
+    pure = float(((residuals - means[places]) ** 2).sum())
+    if between < 1 or within < 1 or not pure:
+        return None
+    ratio = float((count * means**2).sum()) / between / (pure / within)
+    p = float(stats.f.sf(ratio, between, within))
+    return p if p < MISSES else None
 
 
 def constrained_form(runs: Runs, delta: float = HUBER) -> DataConstrained:

@@ -181,6 +181,34 @@ function edge(chart, flops) {
   };
 }
 
+// Loss over the learning rate, a curve a size; the line across is at the rate that is best for the smallest.
+function drawTransfer(chart) {
+  const tint = k => ordered(chart.curves.length > 1 ? k / (chart.curves.length - 1) : 0), traces = [];
+  chart.curves.forEach(({ size, x, y, best }, k) => {
+    traces.push({ type: "scatter", mode: "lines+markers", x, y, name: short(size), showlegend: true, line: { color: tint(k), width: 1.7 },
+      marker: { color: tint(k), size: 6, symbol: symbol(k) }, hovertemplate: `${chart.called} ${short(size)}, rate %{x:.3g}: %{y:.4f}<extra></extra>` });
+    traces.push({ type: "scatter", mode: "markers", x: [best.rate], y: [best.loss], marker: { symbol: best.edge ? "star-open" : "star", size: 13, color: tint(k), line: { width: 1, color: best.edge ? tint(k) : tone("--paper") } },
+      hovertemplate: `best at ${chart.called} ${short(size)}: %{x:.3g}<extra></extra>` });
+  });
+  const kept = chart.curves[0].best.rate, rates = chart.curves.flatMap(curve => curve.x);
+  return [traces, { ...keyed(chart.called), showlegend: chart.sizes, xaxis: logarithmic("learning rate", rates, rate), yaxis: { ...axis(chart.unit), range: chart.range },
+    shapes: [{ type: "line", yref: "paper", y0: 0, y1: 1, x0: kept, x1: kept, line: { color: tone("--faint"), width: 1, dash: "dot" } }] }];
+}
+function drawRates(chart) {
+  const traces = [], sizes = chart.series.flatMap(one => one.sizes), rates = chart.series.flatMap(one => [...one.value, ...one.low, ...one.high]).filter(finite);
+  chart.series.forEach(({ name, sizes: x, value, low, high, edge, law }, k) => {
+    const tint = DISTINCT[k % DISTINCT.length], dodged = x.map(size => size * 1.03 ** (k - (chart.series.length - 1) / 2));
+    const bars = value.every((_, i) => finite(low[i]) && finite(high[i])) && { type: "data", symmetric: false, array: value.map((v, i) => high[i] - v), arrayminus: value.map((v, i) => v - low[i]), thickness: 1.4, width: 4, color: tint };
+    if (law.length) traces.push({ type: "scatter", mode: "lines", x, y: law, line: { color: tint, width: 1.6, dash: DASHES[k % DASHES.length] }, hoverinfo: "skip" });
+    traces.push({ type: "scatter", mode: "markers", x: dodged, y: value, error_y: bars || undefined, name: escapeText(name), showlegend: chart.series.length > 1,
+      marker: { color: tint, size: 9, symbol: edge.map(at => symbol(k) + (at ? "-open" : "")), line: { width: edge.map(at => at ? 2 : 0), color: tint } }, hovertemplate: `%{y:.3g}<extra>${escapeText(name)}</extra>` });
+  });
+  const ticks = [...new Set(sizes)].sort((a, b) => a - b);
+  return [traces, { ...keyed(""), showlegend: chart.series.length > 1, xaxis: { ...logarithmic(chart.called, sizes, short, 0.12), tickvals: ticks, ticktext: ticks.map(short) }, yaxis: logarithmic(chart.unit, rates, rate) }];
+}
+const rate = value => value >= 1e-3 ? String(Number(value.toPrecision(3))) : power(value);
+const keyed = title => ({ showlegend: true, margin: { l: 62, r: 14, t: 44, b: 44 }, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", title: { text: title }, itemwidth: 30, font: { size: root.classList.contains("printing") ? 8 : 11 } } });
+
 function drawCurves(chart) {
   const own = [...byId.values()].filter(cell => cell.kind === chart.kind && shown.has(cell.id) && curves[cell.id]?.[chart.what]?.[across]);
   const longest = across === "seconds" ? Math.max(0, ...own.map(cell => curves[cell.id][chart.what].seconds.at(-1))) : 0;
@@ -199,7 +227,7 @@ function drawCurves(chart) {
   return [traces, { xaxis: horizontal, yaxis: { ...axis(chart.unit), type: element("logy").checked ? "log" : "linear", nticks: 7, dtick: undefined } }];
 }
 
-const DRAW = { isoflop: drawIsoflop, surface: drawSurface, frontier: drawFrontier, heldout: drawCurves, train: drawCurves };
+const DRAW = { transfer: drawTransfer, rates: drawRates, isoflop: drawIsoflop, surface: drawSurface, frontier: drawFrontier, heldout: drawCurves, train: drawCurves };
 const plots = [...document.querySelectorAll(".plot")];
 function draw(only = () => true) {
   if (!plots.length) return;

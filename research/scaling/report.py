@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from research.scaling import report_charts as charts
+from research.scaling import report_comparison, report_findings, report_transfer
+from research.scaling import report_record as record
 from research.scaling import report_tables as tables
-from research.scaling.report_cells import Cell, Kind, arms, cells_said, groupings, kinds, ranked, read_cells
+from research.scaling.headline import answer, headline_fits, ranked_all, tuning, yardstick
+from research.scaling.report_cells import Cell, cells_said, groupings, kinds, ranked, read_cells
 from research.train.metrics import encode, write_text
 from research.train.page import duration, fill, is_number, quantity, section, tile
 
 REPORT, ANSWER = "report.html", "answer.json"
-_HEADLINES = {"curves", "isoflop", "parametric", "ladder"}
 _EXPONENTS = {"a": ("Optimal size", "N ∝ C^a"), "gamma": ("Loss above its floor", "L − E ∝ C^−γ")}
 
 
@@ -58,17 +60,22 @@ def _found(sweep: Mapping[str, Any], cells: Sequence[Cell], answers: Mapping[str
     fits = [fit for fit in answers.get("fits") or [] if isinstance(fit, Mapping)]
     confidence = answers.get("confidence") or 0.95
     told = answers.get("verdicts") or []
-    verdicts = unfounded(sweep, answers) or tables.verdicts(told, _unit(cells), _higher(cells), confidence)
-    predictions = tables.predictions(answers.get("predictions") or [], cells, confidence)
+    verdicts = unfounded(sweep, answers) or report_findings.verdicts(told, _unit(cells), _higher(cells), confidence)
+    made = (answers.get("foretold") or {}).get("made")
+    predictions = report_findings.predictions(answers.get("predictions") or [], cells, confidence, made)
+    fitted = report_findings.estimates(fits, confidence) or missing_fits(sweep, cells, answers)
+    compared = report_comparison.section(sweep, cells, answers)
     status, status_text = progress(cells)
     return {
         "status": status,
         "status_text": html.escape(status_text),
         "answer": html.escape(answer(cells, answers)),
         "yardstick": html.escape(yardstick(cells)),
+        "tuning": html.escape(tuning(sweep, answers)),
         "tiles": tiles(cells, fits),
         "verdicts": section("Verdicts", "verdicts", verdicts),
-        "estimates": section("Fits", "fits", tables.estimates(fits, confidence) or missing_fits(cells, answers)),
+        "compared": section("Objectives compared", "compared", compared),
+        "estimates": section("Fits", "fits", fitted),
         "predictions": section("Predicted, then measured", "predictions", predictions),
     }
 
@@ -86,7 +93,8 @@ def _measured(
     shared, own = tables.split_settings({cell.id: settings.get(cell.id) or cell.point for cell in cells})
     ways = groupings(cells)
     first = charts.default_grouping(ways, answers)
-    drawn = charts.drawings(cells, curves, answers, first)
+    drawn = report_transfer.drawings(answers.get("transfer") or {}, _unit(cells))
+    drawn += charts.drawings(cells, curves, answers, first)
     data = {
         "cells": [_plain(cell) for cell in cells],
         "groupings": [vars(way) for way in ways],
@@ -97,108 +105,28 @@ def _measured(
             name: tables.meaning(name) for name in dict.fromkeys(name for flat in own.values() for name in flat)
         },
     }
+    rates = report_transfer.section(answers.get("transfer") or {})
+    rates += f'<div class="charts">{charts.figures(drawn, {"transfer", "rates"})}</div>' if rates else ""
     return {
+        "transfer": section("Transfer of the learning rate", "transfer", rates),
         "groupings": "".join(
             f'<option value="{number}"{" selected" if way is first else ""}>{html.escape(way.label)}</option>'
             for number, way in enumerate(ways)
         ),
         "fitted_charts": charts.figures(drawn, {"isoflop", "surface", "frontier"}),
         "curve_charts": charts.figures(drawn, {"heldout", "train"}),
-        "cells": tables.cell_table(cells, first),
+        "cells": tables.cell_table(cells),
         "options": tables.options(cells),
         "shared": tables.shared_settings(shared),
-        "failures": section("Failures and retries", "failures", tables.failures(cells, sweep.get("refused") or [])),
-        "provenance": section("Provenance", "provenance", tables.provenance(sweep, cells)),
+        "failures": section("Failures and retries", "failures", record.failures(cells, sweep.get("refused") or [])),
+        "provenance": section("Provenance", "provenance", record.provenance(sweep, cells)),
         "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
         "script": resources.files("research.scaling").joinpath("report.js").read_text(encoding="utf-8"),
         "plotly": get_plotlyjs() if drawn else "",
     }
 
 
-# --- in words ---------------------------------------------------------------------------------------------------------
-
-
-def answer(cells: Sequence[Cell], answers: Mapping[str, Any]) -> str:
-    """The answer in one sentence with its uncertainty, or what can be said without one."""
-    if answers.get("answer"):
-        return str(answers["answer"])
-    laws: dict[Any, str] = {}  # of each group the first method that succeeded; the others stand below
-    for fit in answers.get("fits") or []:
-        if part := _law(fit):
-            laws.setdefault(fit.get("group"), part)
-    found = [_decided(answers.get("verdicts") or []), *laws.values(), _foretold(answers)]
-    said = list(dict.fromkeys(part for part in found if part))
-    if said:
-        return "; ".join(said) + f" ({answers.get('confidence') or 0.95:.0%} intervals)."
-    said = [part for kind in kinds(cells) if (part := _leader(cells, kind))]
-    if not said:
-        return "No answer yet: " + ("one cell is" if len(ranked_all(cells)) == 1 else "no two cells are") + " measured."
-    return "; ".join(said) + ". Nothing was fitted or tested, so how sure that is cannot be said."
-
-
-def _leader(cells: Sequence[Cell], kind: Kind) -> str:
-    """What measured best, by how much, and how much seeds alone make of that."""
-    order = arms(cells, kind)
-    if sum(len(values) for _, values in order) < 2:
-        return ""
-    end, (name, values) = "highest" if kind.higher else "lowest", order[0]
-    means = [sum(values) / len(values) for _, values in order]
-    of = f" (mean of {len(values)} seeds)" if len(values) > 1 else ""
-    next_ = f", {abs(means[1] - means[0]):.4f} from the next" if len(means) > 1 else ""
-    spread = max(max(values) - min(values) for _, values in order)
-    beside = f", where seeds differ by up to {spread:.4f}" if any(len(values) > 1 for _, values in order) else ""
-    return f"{name} has the {end} {kind.label}, {means[0]:.4f}{of}{next_}{beside}"
-
-
-def _decided(verdicts: Sequence[Mapping[str, Any]]) -> str:
-    """What is better, what is worse, what is open."""
-    parts = []
-    for word in ("better", "worse", "equal", "inconclusive"):
-        own = [verdict for verdict in verdicts if verdict.get("verdict") == word]
-        named = [f"{verdict.get('name')} by {charts.interval(verdict, tables.signed, 'effect')}" for verdict in own]
-        if named:
-            parts.append(f"{word}: {', '.join(named)}")
-    against = {str(verdict.get("against")) for verdict in verdicts if verdict.get("against")}
-    return (f"Against {min(against)}, " if len(against) == 1 and parts else "") + "; ".join(parts)
-
-
-def _law(fit: Mapping[str, Any]) -> str:
-    """How the optimum grows, by the methods that estimate it as such."""
-    found = fit.get("estimates") or {}
-    if fit.get("name") not in _HEADLINES or fit.get("refused"):
-        return ""
-    laws = {"a": "parameters as C^", "b": "tokens as C^", "gamma": "the loss above its floor falls as C^−"}
-    parts = [f"{law}{charts.interval(found[name], '{:.3f}'.format)}" for name, law in laws.items() if name in found]
-    grows = "the optimum grows: " if "a" in found else ""
-    return f"{charts.title(fit)}: {grows}{', '.join(parts)}" if parts else ""
-
-
-def _foretold(answers: Mapping[str, Any]) -> str:
-    """How many held-out cells were predicted."""
-    known = [p for p in answers.get("predictions") or [] if is_number(p.get("measured")) and is_number(p.get("low"))]
-    inside = sum(p["low"] <= p["measured"] <= p["high"] for p in known)
-    return (
-        f"{inside} of {len(known)} held-out cells were measured inside the interval predicted for them" if known else ""
-    )
-
-
-def ranked_all(cells: Sequence[Cell]) -> list[Cell]:
-    """Cells of any kind that are done and measured."""
-    return [cell for kind in kinds(cells) for cell in ranked(cells, kind)]
-
-
-def yardstick(cells: Sequence[Cell]) -> str:
-    """What cells are compared by, and what is never compared."""
-    found = kinds(cells)
-    if not found:
-        return ""
-    if len(found) == 1:
-        return f"Yardstick: {found[0].label}, {'more' if found[0].higher else 'less'} is better."
-    named = "; ".join(f"{kind.label} ({cells_said(sum(cell.kind == kind for cell in cells))})" for kind in found)
-    return (
-        f"Yardsticks: {named}. Losses of different objectives ask different questions of a model: cells are ranked "
-        "within a yardstick and never across."
-    )
+# --- parts -----------------------------------------------------------------------------------------------------------
 
 
 def _unit(cells: Sequence[Cell]) -> str:
@@ -218,8 +146,10 @@ def _higher(cells: Sequence[Cell]) -> bool:
     return all(kind.higher for kind in kinds(cells)) and bool(cells)
 
 
-def missing_fits(cells: Sequence[Cell], answers: Mapping[str, Any]) -> str:
-    """Why there is no fit."""
+def missing_fits(sweep: Mapping[str, Any], cells: Sequence[Cell], answers: Mapping[str, Any]) -> str:
+    """Why there is no fit, unless none was asked for."""
+    if sweep.get("analyses") and not {"fit", "isoflop"} & set(sweep["analyses"]):
+        return ""
     count = len(ranked_all(cells))
     sizes = {cell.number("parameters") for cell in ranked_all(cells)}
     known = "all cells have one size, which is no question of scale" if len(sizes) == 1 else "no analysis was run"
@@ -245,7 +175,7 @@ def tiles(cells: Sequence[Cell], fits: Sequence[Mapping[str, Any]]) -> str:
             found.append(
                 tile(("Highest " if kind.higher else "Lowest ") + kind.label, charts.figure(order[0]), order[0].name)
             )
-    for fit in (fit for fit in fits if fit.get("name") in _HEADLINES):
+    for fit in headline_fits(fits):
         for name in ("a", "gamma"):
             value = (fit.get("estimates") or {}).get(name) or {}
             if is_number(value.get("value")) and len(found) < 5:

@@ -77,7 +77,7 @@ class Cell:
     @property
     def attempts(self) -> Sequence[Mapping[str, Any]]:
         """How each process that worked on it ended, as far as that was written down."""
-        found = self.row.get("attempts")
+        found = self.row.get("history", self.row.get("attempts"))
         return [a for a in found if isinstance(a, Mapping)] if isinstance(found, list) else []
 
     @property

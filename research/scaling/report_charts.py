@@ -244,7 +244,8 @@ def interval(found: Mapping[str, Any], form: Any = None, name: str = "value") ->
     if not is_number(value):
         return "–"
     low, high = found.get("low"), found.get("high")
-    return form(value) + (f" ({form(low)} to {form(high)})" if is_number(low) and is_number(high) else "")
+    between = f" ({form(float(low))} to {form(float(high))})" if is_number(low) and is_number(high) else ""
+    return form(float(value)) + between
 
 
 def scientific(value: float) -> str:

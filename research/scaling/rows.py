@@ -93,6 +93,11 @@ class Runs:
             self.notes,
         )
 
+    def places(self) -> Int[np.ndarray, " runs"]:
+        """A number for each run, equal for those of the same parameters, tokens and distinct tokens: other seeds."""
+        columns = [self.parameters, self.tokens, *([] if self.unique is None else [self.unique])]
+        return np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+
     def ends(self) -> "Runs":
         """The last row of each curve; all rows where no curves were given."""
         if self.curve is None:

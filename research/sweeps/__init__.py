@@ -19,14 +19,21 @@ from research.sweeps.algebra import (
     zipped,
 )
 from research.sweeps.budgets import branch, isoflop, ladder, matched, recipes
+from research.sweeps.rules import RULES, Law, Rule, by_rule, scaled
 from research.sweeps.sweep import Cell, Sweep
+from research.sweeps.tuning import by_tuning, tuned
 
 __all__ = [
+    "RULES",
     "Cell",
+    "Law",
     "Point",
     "Points",
+    "Rule",
     "Sweep",
     "branch",
+    "by_rule",
+    "by_tuning",
     "chain",
     "changed",
     "derived",
@@ -38,7 +45,9 @@ __all__ = [
     "product",
     "recipes",
     "sample",
+    "scaled",
     "seeds",
+    "tuned",
     "where",
     "zipped",
 ]

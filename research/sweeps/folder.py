@@ -12,8 +12,8 @@ from typing import Any
 
 from research import config
 from research.errors import UserError
-from research.sweeps.algebra import Point
-from research.sweeps.sweep import Cell, Refused, Sweep, make_cell, with_trunks
+from research.sweeps.algebra import Point, canonical
+from research.sweeps.sweep import Cell, Refused, Sweep, check_ids, make_cell, names_of, tuning_of, with_trunks
 from research.train import provenance
 from research.train.metrics import write_json
 
@@ -91,6 +91,7 @@ def create(
     any_commit: bool,
 ) -> Folder:
     """Writes the `sweep.json` of a new sweep; `source` says which sweep file it came from."""
+    settings = [make_cell(base, entry["point"], entry["name"], sweep.keep).settings for entry in entries]
     content = {
         "format": FORMAT,
         "question": sweep.question,
@@ -107,6 +108,7 @@ def create(
         "keep": sweep.keep,
         "analyses": list(sweep.analyses),
         "max_epochs": sweep.max_epochs,
+        "tuning": tuning_of(sweep, settings),
         "cells": list(entries),
         "refused": [dataclasses.asdict(one) for one in refused],
     }
@@ -190,6 +192,36 @@ def check_data(folder: Folder, hashes: Mapping[str, str]) -> None:
                 f"{folder.directory} is of other data: the cell {entry['name']} used {entry['data_hash']}, its sources "
                 f"now give {here}: restore them, or use a new --workdir"
             )
+
+
+def further_seeds(folder: Folder, cells: Sequence[Cell], count: int) -> list[Cell]:
+    """The cells of `count` seeds more for each group of cells that differ in nothing but the seed."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(_without_seed(cell), []).append(cell)
+    highest: dict[str, int] = {}
+    for cell in folder.cells:
+        key = _without_seed(cell)
+        highest[key] = max(highest.get(key, -1), cell.settings.seed)
+    points, held_out = [], []
+    for key, group in groups.items():
+        for seed in range(highest[key] + 1, highest[key] + 1 + count):
+            points.append({**group[0].point, "seed": seed})
+            held_out.append(group[0].held_out)
+    names = names_of([*(cell.point for cell in folder.cells), *points])[len(folder.cells) :]
+    base, keep = folder.content["base"], folder.content["keep"]
+    made = [
+        make_cell(base, point, name, keep, held_out=out)
+        for point, name, out in zip(points, names, held_out, strict=True)
+    ]
+    check_ids([*folder.cells, *made])
+    known = {cell.id for cell in made}
+    whole = with_trunks([*folder.cells, *made], {cell.name: cell.point for cell in [*folder.cells, *made]})
+    return [cell for cell in whole if cell.id in known]
+
+
+def _without_seed(cell: Cell) -> str:
+    return canonical({key: value for key, value in cell.point.items() if key != "seed"})
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from research.sweeps import analysis
 from research.sweeps.budgets import figures
 from research.sweeps.folder import Folder, exclusively, now
 from research.sweeps.ledger import DONE, PENDING, RUNNING, Ledger
-from research.sweeps.rows import Row, row_of
+from research.sweeps.rows import Row, rows_of
 from research.sweeps.sweep import Cell
 from research.train.metrics import write_json
 
@@ -34,8 +34,8 @@ def may_begin(folder: Folder, ledger: Ledger, cell: Cell) -> bool:
 
 def foretell(folder: Folder) -> None:
     """Writes what the cells that are done say of those that are held out; what was once said stays."""
-    ledger, yardstick = Ledger(folder.directory), str(folder.content["yardstick"])
-    rows = [row_of(folder, ledger, cell) for cell in folder.cells if not cell.held_out]
+    yardstick = str(folder.content["yardstick"])
+    rows = [row for row in rows_of(folder) if not row["held_out"]]
     wanted = [_unmeasured(cell, yardstick) for cell in folder.cells if cell.held_out]
     found = analysis.answers_of({**folder.content, "baseline": None}, [*rows, *wanted])
     said = [{name: one[name] for name in ("cell", "predicted", "low", "high")} for one in found.get("predictions", ())]

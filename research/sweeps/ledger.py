@@ -90,7 +90,13 @@ class Ledger:
             if state["state"] != PENDING:
                 return False
             state["state"] = RUNNING
-            opened = {"host": socket.gethostname(), "pid": os.getpid(), "started": now(), "ended": None}
+            opened = {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "cores": _cores(),
+                "started": now(),
+                "ended": None,
+            }
             state["attempts"].append({**opened, "status": RUNNING, "reason": None, "job": job, "step": reached})
             return True
 
@@ -101,6 +107,20 @@ class Ledger:
             if state["state"] == CANCELLED and after == PENDING:
                 after = CANCELLED
             self._close(state, after, status, reason, reached)
+
+    def died_at_once(self, cell_id: str, reached: int) -> bool:
+        """Whether the last attempt at a cell that nobody runs, and whose run has so many updates, died as it began."""
+        state = self.read(cell_id)
+        for attempt in state["attempts"][state.get("retried_at", 0) :][-1:]:
+            if attempt["ended"] is None:
+                return bool(reached <= attempt["step"])
+            return bool(attempt["status"] == "died" and attempt.get("reached", 0) <= attempt["step"])
+        return False
+
+    def pack(self, cell_id: str, count: int) -> None:
+        """Notes of the open attempt that so many cells share its process and time."""
+        with self._changing(cell_id) as state:
+            state["attempts"][-1]["pack"] = count
 
     def failures(self, cell_id: str) -> int:
         """Failed attempts since a person last asked for the cell."""
@@ -153,6 +173,11 @@ class Ledger:
         for attempt in state["attempts"]:
             if attempt["ended"] is None:
                 attempt.update(ended=now(), status=status, reason=reason, reached=reached)
+
+
+def _cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _deaths(state: Mapping[str, Any]) -> int:

@@ -5,7 +5,7 @@ rows.csv    the same rows, keys of points as columns `point.KEY`
 """
 
 import csv
-import datetime
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from research.errors import UserError
+from research.sweeps.costs import Costs, seconds_of
 from research.sweeps.folder import Folder
 from research.sweeps.ledger import DONE, Ledger
 from research.sweeps.resolve import FROM_STEP, TRUNK
-from research.sweeps.sweep import Cell
+from research.sweeps.sweep import NOT_STATED, Cell
 from research.train import curves
 from research.train.metrics import EVENTS, METRICS, SUMMARY, read_events, read_metrics, write_json, write_text
 
@@ -28,21 +29,24 @@ SCHEMA = 1
 MEASURED = (
     "objective", "step", "parameters", "non_embedding_parameters", "tokens_seen", "tokens_predicted", "model_flops",
     "required_flops", "train_loss", "heldout_loss", "heldout_perplexity", "heldout_accuracy", "baseline_bits_per_byte",
-    "baseline_accuracy", "tokens_per_second", "config_hash", "data_hash", "commit", "versions",
+    "baseline_accuracy", "tokens_per_second", "noise_scale_tokens", "noise_scale_low", "noise_scale_high",
+    "config_hash", "data_hash", "commit", "versions",
 )  # fmt: skip
 CURVES = ("step", "tokens_seen", "model_flops", "seconds", "loss")
 POINTS = 400
+# Of an attempt, as its state file has it.
+ATTEMPT = ("status", "reason", "started", "ended", "host", "job", "step", "reached")
 
 Row = dict[str, Any]
 
 
 def rows_of(folder: Folder) -> list[Row]:
     """A row for each cell, in order; what a cell has not measured (yet) is none."""
-    ledger = Ledger(folder.directory)
-    return [row_of(folder, ledger, cell) for cell in folder.cells]
+    ledger, costs = Ledger(folder.directory), Costs(folder.directory)
+    return [row_of(folder, ledger, cell, costs) for cell in folder.cells]
 
 
-def row_of(folder: Folder, ledger: Ledger, cell: Cell) -> Row:
+def row_of(folder: Folder, ledger: Ledger, cell: Cell, costs: Costs | None = None) -> Row:
     """Of one cell; figures come from `summary.json`, and only of a cell that is done."""
     state, fact = ledger.seen(cell.id), folder.fact(cell.id)
     summary: Mapping[str, Any] = {}
@@ -65,10 +69,13 @@ def row_of(folder: Folder, ledger: Ledger, cell: Cell) -> Row:
         "bits_per_byte": summary.get("heldout_bits_per_byte"),
         **{name: value for name, value in summary.items() if name.startswith(("heldout_loss_", "heldout_accuracy_"))},
         "planned_flops": fact["plan"].get("flops"),
-        "wall_seconds": sum(_seconds(attempt) for attempt in attempts) if attempts else None,
+        "tokenizer_hash": tokenizer_hash(folder.run(cell.id)),
+        "wall_seconds": sum(seconds_of(attempt) for attempt in attempts) if attempts else None,
         "training_seconds": _training_seconds(summary, cell),
+        **(costs or Costs(folder.directory)).hours(attempts),
         "attempts": len(attempts),
         "reason": attempts[-1]["reason"] if attempts else None,
+        "history": [{name: attempt.get(name) for name in ATTEMPT} for attempt in attempts],
     }
     return row
 
@@ -85,12 +92,11 @@ def _summary(folder: Folder, cell: Cell) -> Mapping[str, Any]:
     return found
 
 
-def _seconds(attempt: Mapping[str, Any]) -> float:
-    """Of an attempt that has ended."""
-    if attempt["ended"] is None or attempt["status"] == "blocked":
-        return 0.0
-    begin, end = (datetime.datetime.fromisoformat(attempt[name]) for name in ("started", "ended"))
-    return round((end - begin).total_seconds(), 3)
+def tokenizer_hash(run: Path) -> str | None:
+    """16 hexadecimal digits of the files of a run's tokenizer; none before it has them."""
+    files = sorted(run.glob("tokenizer*"))
+    joined = b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
+    return hashlib.sha256(joined).hexdigest()[:16] if files else None
 
 
 def _training_seconds(summary: Mapping[str, Any], cell: Cell) -> float | None:
@@ -120,14 +126,16 @@ def facts_of(folder: Folder) -> dict[str, Any]:
     total = {
         name: sum(plan.get(name) or 0 for plan in plans) for name in ("flops", "tokens", "bytes", "chip_hours", "cost")
     }
-    return {name: folder.content[name] for name in names} | {"cells": len(plans), "planned": total}
+    # Folders of older sweeps do not tell it.
+    tuning = folder.content.get("tuning", NOT_STATED)
+    return {name: folder.content[name] for name in names} | {"tuning": tuning, "cells": len(plans), "planned": total}
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as CSV: what is nested becomes columns `point.KEY`, versions are left to rows.json."""
+    """Rows as CSV: points become columns `point.KEY`; versions and attempts are left to rows.json."""
     flat = []
     for row in rows:
-        plain = {name: value for name, value in row.items() if not isinstance(value, dict)}
+        plain = {name: value for name, value in row.items() if not isinstance(value, (dict, list))}
         point = {f"point.{key}": value for key, value in row["point"].items() if key not in (TRUNK, FROM_STEP)}
         flat.append(plain | point)
     names = list(dict.fromkeys(name for row in flat for name in row))

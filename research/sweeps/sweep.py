@@ -25,6 +25,8 @@ NOT_STATED = "not stated"
 ONE_FOR_ALL = "one learning rate and one batch for all sizes: a fit over sizes measures their mistuning as well"
 # Keys of the shape come first in a name, the length and the seed last.
 _LAST = ("train.num_steps", FROM_STEP, "seed")
+# Names have to fit beside figures in 80 columns.
+_CALLED = {"learning_rate": "lr", "weight_decay": "wd", "batch_size": "batch", "sequence_length": "length"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +259,10 @@ def names_of(points: Sequence[Point]) -> list[str]:
     keys = [key for key in dict.fromkeys(key for point in points for key in point) if key != TRUNK]
     values = {key: [json.dumps(point.get(key)) for point in points] for key in keys}
     varying = [key for key in keys if len(set(values[key])) > 1]
-    varying.sort(key=lambda key: (_LAST.index(key) if key in _LAST else -1, -len(set(values[key])), key))
+    words = {key for key in varying if all(isinstance(point.get(key, ""), str) for point in points)}
+    varying.sort(
+        key=lambda key: (_LAST.index(key) if key in _LAST else -1, -len(set(values[key])), key not in words, key)
+    )
     shown: list[str] = []
     told = [""] * len(points)
     for key in varying:
@@ -265,19 +270,34 @@ def names_of(points: Sequence[Point]) -> list[str]:
         if len(set(finer)) > len(set(told)):
             shown.append(key)
             told = finer
-    short = _short(shown)
+    texts = {key: _texts([point[key] for point in points if key in point]) for key in shown}
+    found = [word for key in words & set(shown) for word in texts[key].values()]
+    bare = {key for key in words & set(shown) if all(word and found.count(word) == 1 for word in texts[key].values())}
+    called = {key: "" if key in bare else f"{name}=" for key, name in _short(shown).items()}
     return [
-        " ".join(f"{short[key]}={_text(point[key])}" for key in shown if key in point) or "only" for point in points
+        " ".join(called[key] + texts[key][json.dumps(point[key])] for key in shown if key in point) or "only"
+        for point in points
     ]
 
 
 def _short(keys: Sequence[str]) -> dict[str, str]:
     last = {key: key.rsplit(".", 1)[-1].removeprefix("num_").removesuffix("_dim") for key in keys}
+    last = {key: _CALLED.get(name, name) for key, name in last.items()}
     found = list(last.values())
     return {key: name if found.count(name) == 1 else key for key, name in last.items()}
 
 
-def _text(value: Any) -> str:
+def _texts(values: Sequence[Any]) -> dict[str, str]:
+    """Values as they are written in names, by their JSON; numbers with as few digits as tell them apart, from three."""
+    distinct = {json.dumps(value): value for value in values}
+    for digits in range(3, 18):
+        found = {text: _text(value, digits) for text, value in distinct.items()}
+        if len(set(found.values())) == len(found):
+            break
+    return found
+
+
+def _text(value: Any, digits: int) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value).replace("null", "none")
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)

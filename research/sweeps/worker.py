@@ -17,7 +17,7 @@ import jax
 from research.checkpoint.agreement import from_first_process
 from research.config import scientific_hash
 from research.errors import UserError
-from research.sweeps import branching, foretelling, retention
+from research.sweeps import branching, foretelling, population, retention
 from research.sweeps.folder import Folder
 from research.sweeps.ledger import CANCELLED, DONE, FAILED, PENDING, RUNNING, Ledger
 from research.sweeps.sweep import Cell
@@ -25,7 +25,12 @@ from research.train.metrics import METRICS, SUMMARY, read_metrics
 
 # Trains a cell in a directory from data of a hash; gives exit status and summary, or the signal that interrupted it.
 Train = Callable[[Cell, Path, str], tuple[int, dict[str, Any]]]
+# Trains cells together, each in a directory from data of a hash until it is withdrawn; gives the same, or its mistake.
+Together = Callable[
+    [Sequence[tuple[Cell, Path, str, Callable[[], bool]]]], list[tuple[int, dict[str, Any]] | UserError]
+]
 Tell = Callable[[str], None]
+Begun = tuple[Cell, int]  # a claimed cell and its updates so far
 WATCHED_EVERY = 1.0  # seconds
 RETRIES = 1
 
@@ -49,13 +54,28 @@ class Worker:
         retries: int = RETRIES,
         job: str = "",
         tell: Tell = lambda line: None,
+        pack: int = 1,
+        together: Together | None = None,
     ) -> None:
-        """`retries` is how often a cell is tried again that failed for another reason than a mistake in it."""
+        """Takes cells of a folder.
+
+        Args:
+          folder: of the sweep.
+          train: trains one cell.
+          cells: that may be taken; none: all.
+          retries: how often a cell is tried again that failed for another reason than a mistake in it.
+          job: its name, for the record.
+          tell: gets a line for people.
+          pack: most cells that `together` trains at a time, where they can and where it pays.
+          together: trains several.
+        """
         self._folder, self._train, self._tell = folder, train, tell
         self._cells = list(folder.cells if cells is None else cells)
         self._retries, self._job = retries, job
+        self._pack, self._together = (pack if together is not None else 1), together
         self._ledger = Ledger(folder.directory)
         self._trained: set[str] = set()
+        self._verdicts: dict[Any, population.Verdict] = {}
         self._stopped: int | None = None
         self._cancelled = False
         self._heard = -1  # where the numbers of signals can be read
@@ -75,25 +95,60 @@ class Worker:
     def _next(self) -> bool:
         """Runs a cell, or waits for what one depends on; false where there is nothing to wait for."""
         with contextlib.ExitStack() as claim:
-            chosen, reached = from_first_process(self._choose(claim) if jax.process_index() == 0 else None)
-            if chosen is not None:
-                self._run(self._folder.cell(chosen), reached)
+            chosen = from_first_process(self._choose(claim) if jax.process_index() == 0 else None)
+            if chosen:
+                begun = [(self._folder.cell(name), reached) for name, reached in chosen]
+                for cell, reached in begun if len(begun) == 1 else self._run_together(begun):
+                    self._run(cell, reached)
                 return True
         if not from_first_process(self._waits()):
             return False
         time.sleep(WATCHED_EVERY)
         return True
 
-    def _choose(self, claim: contextlib.ExitStack) -> tuple[str | None, int]:
-        """Claims a cell and opens an attempt at it; its id, and its updates so far."""
+    def _choose(self, claim: contextlib.ExitStack) -> list[tuple[str, int]]:
+        """Claims a cell, or a pack of them, and opens an attempt at each; their ids, and their updates so far."""
         for cell in self._order():
-            if not self._free(cell) or not claim.enter_context(self._ledger.claimed(cell.id)):
-                continue
+            alone = self._pack == 1 or not self._free(cell) or self._dies(cell)
+            if (reached := self._begin(claim, cell)) is not None:
+                return [(cell.id, reached), *([] if alone else self._company(claim, cell))]
+        return []
+
+    def _begin(self, claim: contextlib.ExitStack, cell: Cell) -> int | None:
+        """Claims a cell that is free and opens an attempt at it; its updates so far, none where another was faster."""
+        with contextlib.ExitStack() as own:
+            if not self._free(cell) or not own.enter_context(self._ledger.claimed(cell.id)):
+                return None
             reached = updates(self._folder.run(cell.id))
-            if self._ledger.begin(cell.id, reached, self._job):
-                return cell.id, reached
-            claim.close()
-        return None, 0
+            if not self._ledger.begin(cell.id, reached, self._job):
+                return None
+            claim.enter_context(own.pop_all())
+            return reached
+
+    def _company(self, claim: contextlib.ExitStack, first: Cell) -> list[tuple[str, int]]:
+        """Claims the cells that are to train with a claimed one: as many as pay and are free; it waits for none."""
+        if not population.packable(self._folder, first):
+            return []
+        free = [cell for cell in self._order() if self._free(cell) and not self._dies(cell)]
+        like = population.partners(self._folder, first, free)
+        most = min(self._pack, 1 + len(like))
+        if most == 1:
+            return []
+        key = population.program_of(first.settings), most
+        if key not in self._verdicts:
+            plan = self._folder.fact(first.id)["plan"]
+            self._verdicts[key] = population.verdict(first.settings, plan, most)
+            self._tell(f"packs of {self._verdicts[key].count}: {self._verdicts[key].reason}")
+        verdict = self._verdicts[key]
+        taken: list[tuple[str, int]] = []
+        for cell in like:
+            if len(taken) + 1 < verdict.count and (reached := self._begin(claim, cell)) is not None:
+                taken.append((cell.id, reached))
+        return taken
+
+    def _dies(self, cell: Cell) -> bool:
+        """Its process died before its first update: with others, memory may not have sufficed."""
+        return self._ledger.died_at_once(cell.id, updates(self._folder.run(cell.id)))
 
     def _order(self) -> list[Cell]:
         """Those whose programs are compiled in this process first, then in the order of the sweep."""
@@ -126,6 +181,8 @@ class Worker:
         run, first = self._folder.run(cell.id), jax.process_index() == 0
         end: dict[str, Any] = {}
         try:
+            if self._stopped is not None:  # while others of its pack ran
+                raise StoppedError
             if first:
                 branching.prepare(self._folder, cell)
             if not finished(run, cell):
@@ -134,10 +191,7 @@ class Worker:
                 if "signal" in result:
                     end = {"status": "interrupted", "reason": f"signal {result['signal']}"}
                     self._leave(result["signal"])
-            self._trained.add(shape_of(cell))
-            if first and not end:
-                retention.prune(run, self._folder.content["keep"], trunk=branching.is_trunk(self._folder, cell))
-            end = end or {"status": "done", "reason": None}
+            end = end or self._complete(cell)
         except UserError as error:
             end = {"status": "failed", "reason": str(error)}
         except StoppedError:
@@ -147,14 +201,67 @@ class Worker:
             traceback.print_exc()
             again = self._ledger.failures(cell.id) < self._retries
             end = {"status": "failed", "reason": one_line(error), "again": again}
-        if end["status"] == "failed":
-            self._tell(f"cell {cell.id} failed: {end['reason']}")
-            if jax.process_count() > 1:  # the processes may be out of step
-                self._stopped = signal.SIGABRT
-        if first:
-            self._ledger.end(cell.id, reached=updates(run), **end)
+        if end["status"] == "failed" and jax.process_count() > 1:  # the processes may be out of step
+            self._stopped = signal.SIGABRT
+        self._end(cell, end)
         for number in self._signals():  # one that came when the loop was at its end already
             self._stopped = number
+
+    def _run_together(self, begun: Sequence[Begun]) -> list[Begun]:
+        """Trains claimed cells in one program; those that have to run alone, all or none of them."""
+        assert self._together is not None
+        names = ", ".join(f"{cell.id} ({cell.name})" for cell, _ in begun)
+        self._tell(f"{len(begun)} cells train together: {names}")
+        open_ = [cell for cell, _ in begun if not finished(self._folder.run(cell.id), cell)]
+        for cell, _ in begun:
+            self._ledger.pack(cell.id, len(begun))
+        ends: list[Any] = []
+        withdrawn: set[str] = set()
+        try:
+            with self._withdrawing(open_) as withdrawn:
+                ends = self._together([self._asked(cell, withdrawn) for cell in open_]) if open_ else []
+        except StoppedError:
+            ends = [(0, {"signal": self._stopped})] * len(open_)
+        except Exception as error:  # noqa: BLE001 - what they cannot do together, each may do alone
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            self._tell(f"each trains alone: {error if isinstance(error, UserError) else one_line(error)}")
+            for cell, _ in begun:
+                self._ledger.pack(cell.id, 1)
+            return list(begun)
+        found = dict(zip((cell.id for cell in open_), ends, strict=True))
+        for cell, _ in begun:
+            self._end(cell, self._judged(cell, found.get(cell.id), withdrawn))
+        for number in self._signals():
+            self._stopped = number
+        return []
+
+    def _asked(self, cell: Cell, withdrawn: set[str]) -> tuple[Cell, Path, str, Callable[[], bool]]:
+        data_hash = self._folder.fact(cell.id)["data_hash"]
+        return cell, self._folder.run(cell.id), data_hash, lambda: cell.id in withdrawn
+
+    def _judged(self, cell: Cell, end: Any, withdrawn: set[str]) -> dict[str, Any]:
+        """What became of a cell of a pack."""
+        if isinstance(end, UserError):
+            return {"status": "failed", "reason": str(end)}
+        if end is None or "signal" not in end[1]:
+            return self._complete(cell)
+        if cell.id not in withdrawn:
+            self._stopped = end[1]["signal"]
+        return {"status": "interrupted", "reason": f"signal {end[1]['signal']}"}
+
+    def _complete(self, cell: Cell) -> dict[str, Any]:
+        self._trained.add(shape_of(cell))
+        if jax.process_index() == 0:
+            trunk = branching.is_trunk(self._folder, cell)
+            retention.prune(self._folder.run(cell.id), self._folder.content["keep"], trunk=trunk)
+        return {"status": "done", "reason": None}
+
+    def _end(self, cell: Cell, end: dict[str, Any]) -> None:
+        if end["status"] == "failed":
+            self._tell(f"cell {cell.id} failed: {end['reason']}")
+        if jax.process_index() == 0:
+            self._ledger.end(cell.id, reached=updates(self._folder.run(cell.id)), **end)
 
     def _leave(self, number: int) -> None:
         """Notes that the worker is to leave, unless it was the cell alone that was cancelled."""
@@ -216,6 +323,24 @@ class Worker:
             thread.start()
         try:
             yield
+        finally:
+            ended.set()
+
+    @contextlib.contextmanager
+    def _withdrawing(self, cells: Sequence[Cell]) -> Iterator[set[str]]:
+        """The ids of the cells that are cancelled while it is open: each leaves its pack, and the others go on."""
+        ended, withdrawn = threading.Event(), set[str]()
+
+        def watch() -> None:
+            while not ended.wait(WATCHED_EVERY):
+                for cell in cells:
+                    with contextlib.suppress(UserError, OSError):
+                        if self._ledger.read(cell.id)["state"] == CANCELLED:
+                            withdrawn.add(cell.id)
+
+        threading.Thread(target=watch, name="watch-pack", daemon=True).start()
+        try:
+            yield withdrawn
         finally:
             ended.set()
 

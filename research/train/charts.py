@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from research.train import curves
+from research.train.noise import NOISE, SIGNAL
 
 Chart = dict[str, Any]
 COLUMNS_OF_HEAT = 240
 # Not worth a chart: the axes themselves, and numbers that another chart shows.
-HIDDEN = {"step", "tokens_seen", "tokens_predicted", "model_flops", "seconds", "targets"}
+HIDDEN = {"step", "tokens_seen", "tokens_predicted", "model_flops", "seconds", "targets", NOISE, SIGNAL}
 NORMS = {"gradient_norm": "gradient", "update_norm": "update", "parameter_norm": "parameters"}
 
 
@@ -59,6 +60,7 @@ def charts(
     found += [
         _single(columns, "learning_rate", "Learning rate", "of each update"),
         {"title": "Norms", "unit": "Euclidean, over all weights", "log": True, "series": norms},
+        _noise_scale(columns),
         _single(columns, "attention_logit_max", "Largest attention logit", "before the softmax", smooth=True),
         _single(columns, "tokens_per_second", "Throughput", "tokens a second", smooth=True, zero=True),
         _heat(columns, "gradient_norm_by_layer", "Gradient norm by layer"),
@@ -123,6 +125,30 @@ def _smooth(columns: Mapping[str, np.ndarray], name: str, label: str) -> dict[st
 def _curve(step: np.ndarray, values: np.ndarray, label: str, kind: str) -> dict[str, Any]:
     places = curves.thinned(values)
     return {"name": label, "kind": kind, "step": step[places].tolist(), "y": curves.plain(values[places])}
+
+
+def _noise_scale(columns: Mapping[str, np.ndarray]) -> Chart:
+    """The mean noise over the mean signal of the gradient, each over a tenth of the updates, since those of single ones
+    may be below zero; a gap where the mean signal is.
+    """
+    if not {NOISE, SIGNAL, "tokens_seen"} <= set(columns):
+        return {}
+    noise, signal = (_means(columns[name], max(10, len(columns[name]) // 10)) for name in (NOISE, SIGNAL))
+    tokens = columns["tokens_seen"][-1] / columns["step"][-1]
+    scale = np.full(len(noise), np.nan)
+    np.divide(tokens * noise, signal, out=scale, where=signal > 0)
+    drawn = [_curve(columns["step"], scale, "noise scale", "line")] if np.isfinite(scale).any() else []
+    unit = "tokens; noise and signal are averaged over a tenth of the updates"
+    return {"title": "Gradient noise scale", "unit": unit, "log": True, "series": drawn}
+
+
+def _means(values: np.ndarray, width: int) -> np.ndarray:
+    """The mean of each value and up to `width - 1` before it, of those that are finite."""
+    finite = np.isfinite(values)
+    sums, counts = (np.cumsum(array) for array in (np.where(finite, values, 0.0), finite.astype(np.float64)))
+    for array in (sums, counts):
+        array[width:] -= array[:-width].copy()
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
 
 
 def _heat(columns: Mapping[str, np.ndarray], name: str, title: str) -> Chart:

@@ -13,6 +13,7 @@ from research.checkpoint import Checkpoints, RunLock
 from research.data.loader import Loader
 from research.data.prepare import Prepared
 from research.parallel import arrays, flags
+from research.settings import TrainSettings
 from research.train import allocation
 from research.train.assembly import Assembly
 from research.train.interruption import Interruption
@@ -22,6 +23,7 @@ from research.train.state import TrainState, born_sharded, state_shapes
 from research.train.step import make_step
 
 Evaluate = Callable[[Any], dict[str, float | None]]
+Note = Callable[[str, Mapping[str, Any]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,27 +53,14 @@ def run(
     display: Display,
 ) -> Outcome:
     """Trains to `train.num_steps` from the last good checkpoint of `workdir`, or from the beginning."""
-    settings, mesh = assembly.settings, assembly.mesh
-    train, data = settings.train, settings.data
+    settings, mesh, train = assembly.settings, assembly.mesh, assembly.settings.train
     first_process = jax.process_index() == 0
-
-    def note(event: str, fields: Mapping[str, Any]) -> None:
-        events.write(event, **fields)
-        if event != "checkpoint":
-            display.event(sentence(event, fields))
+    note = noting(events, display)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         interruption = stack.enter_context(Interruption())
-        checkpoints = stack.enter_context(
-            Checkpoints(
-                workdir / "checkpoints",
-                keep_last=train.keep_last,
-                keep_every=train.keep_every,
-                keep_best=train.keep_best,
-                on_event=note,
-            )
-        )
+        checkpoints = stack.enter_context(checkpoints_of(train, workdir, note))
 
         display.stage("making the initial state")
         shapes = state_shapes(settings, assembly.model, mesh, settings.parallel.preset)
@@ -86,21 +75,9 @@ def run(
             note("set_aside", {"files": aside, "reason": f"the run goes on at update {start}"})
         rows = train.batch_size // train.accumulation
         held = arrays.local_rows(rows, mesh)
-        loader = Loader(
-            prepared.train,
-            prepared.tokenizer.vocabulary,
-            seed=settings.seed,
-            batch_size=train.batch_size,
-            accumulation=train.accumulation,
-            raw_length=assembly.raw_length,
-            packing=data.packing,
-            num_tokens=data.num_tokens,
-            corrupt=assembly.objective.corrupt,
-            num_steps=train.num_steps,
-            partners=assembly.objective.partners,
-            rows=held,
-        )
-        batches = stack.enter_context(contextlib.closing(loader.prefetch(start, train.num_steps, data.prefetch)))
+        loader = loader_of(assembly, prepared)
+        ahead = settings.data.prefetch
+        batches = stack.enter_context(contextlib.closing(loader.prefetch(start, train.num_steps, ahead)))
         log: MetricsLog | NullLog = NullLog()
         if first_process:
             log = stack.enter_context(MetricsLog(workdir, tensorboard=train.tensorboard, start_step=start))
@@ -110,14 +87,10 @@ def run(
         update: Any = jax.jit(make_step(settings, assembly.model, assembly.objective), donate_argnums=0)
         if start < train.num_steps:
             display.stage("compiling the update")
-            began = time.perf_counter()
             example = arrays.to_global(loader.batch(start), rows, held, mesh)
-            options = flags.compiler_options(mesh, settings.parallel.kernels)
-            update = update.lower(state, example).compile(compiler_options=options or None)
-            note("compiled", {"seconds": round(time.perf_counter() - began, 2), **dict(assembly.kernels.names)})
-            allocation.keep(mesh, settings.parallel.kernels)
-            chosen = flags.record(mesh, settings.parallel.kernels)
-            events.write("chosen", kernels=dict(assembly.kernels.reasons), **chosen)
+            update, seconds = compiled(update, assembly, state, example)
+            note("compiled", {"seconds": seconds, **dict(assembly.kernels.names)})
+            events.write("chosen", **chosen(assembly))
 
         step, heldout = start, {}
         recorder.restart_clock()
@@ -151,3 +124,64 @@ def run(
         complete = step == train.num_steps
         signal = None if complete else interruption.signal
         return Outcome(state, step, heldout, signal)
+
+
+# --- what it is opened with; a population (`research/train/population.py`) is opened with the same --------------------
+
+
+def noting(events: EventLog | NullLog, display: Display) -> Note:
+    """What writes an event down and shows it."""
+
+    def note(event: str, fields: Mapping[str, Any]) -> None:
+        events.write(event, **fields)
+        if event != "checkpoint":
+            display.event(sentence(event, fields))
+
+    return note
+
+
+def checkpoints_of(train: TrainSettings, workdir: Path, note: Note) -> Checkpoints:
+    """The checkpoints of a run directory."""
+    return Checkpoints(
+        workdir / "checkpoints",
+        keep_last=train.keep_last,
+        keep_every=train.keep_every,
+        keep_best=train.keep_best,
+        on_event=note,
+    )
+
+
+def loader_of(assembly: Assembly, prepared: Prepared) -> Loader:
+    """The batches of a run, this host's rows."""
+    settings, train = assembly.settings, assembly.settings.train
+    return Loader(
+        prepared.train,
+        prepared.tokenizer.vocabulary,
+        seed=settings.seed,
+        batch_size=train.batch_size,
+        accumulation=train.accumulation,
+        raw_length=assembly.raw_length,
+        packing=settings.data.packing,
+        num_tokens=settings.data.num_tokens,
+        corrupt=assembly.objective.corrupt,
+        num_steps=train.num_steps,
+        partners=assembly.objective.partners,
+        rows=arrays.local_rows(train.batch_size // train.accumulation, assembly.mesh),
+    )
+
+
+def compiled(update: Any, assembly: Assembly, state: Any, example: Any) -> tuple[Any, float]:
+    """A jitted update compiled for its arguments, as the platform is best served, and the seconds that it took."""
+    mesh, kernels = assembly.mesh, assembly.settings.parallel.kernels
+    began = time.perf_counter()
+    options = flags.compiler_options(mesh, kernels)
+    program = update.lower(state, example).compile(compiler_options=options or None)
+    seconds = round(time.perf_counter() - began, 2)
+    allocation.keep(mesh, kernels)
+    return program, seconds
+
+
+def chosen(assembly: Assembly) -> dict[str, Any]:
+    """Why each kernel was chosen, and what the compiler was told."""
+    kernels = assembly.settings.parallel.kernels
+    return {"kernels": dict(assembly.kernels.reasons), **flags.record(assembly.mesh, kernels)}

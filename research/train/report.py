@@ -183,6 +183,7 @@ def tiles(run: Run) -> str:
         ("Tokens seen", tokens, "", f"{run.step:,} steps" + (f" in {_time(hours)}" if hours else "")),
         ("Throughput", speed, "", "tokens a second"),
         ("Parameters", run.summary.get("parameters"), "", f"{quantity(flops)} FLOPs a token" if flops else ""),
+        ("Gradient noise scale", run.final.get("noise_scale_tokens"), "", _batch(run)),
     ]
     return "".join(
         f'<div class="tile"><div class="label">{label}</div>'
@@ -309,6 +310,15 @@ def _event_row(event: Mapping[str, Any]) -> str:
 
 
 # --- numbers and text -------------------------------------------------------------------------------------------------
+
+
+def _batch(run: Run) -> str:
+    """The interval of the noise scale, and the batch that it is to be compared with."""
+    ends = [run.final.get(f"noise_scale_{end}") for end in ("low", "high")]
+    if not all(map(is_number, ends)) or "tokens_seen" not in run.columns:
+        return "tokens"
+    low, high, own = (quantity(value) for value in (*ends, run.columns["tokens_seen"][-1] / run.step))
+    return f"tokens, {low} to {high}; a batch has {own}"
 
 
 def _time(hours: int | float) -> str:

@@ -1,6 +1,7 @@
 """How often intervals hold the truth: fits of many synthetic data sets whose law is known."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -72,6 +73,43 @@ def curves_draw(seed: int) -> tuple[Answer, Mapping[str, float]]:
     return answer, {"a": laws.EXPONENT_A, "b": laws.EXPONENT_B, **OPTIMUM}
 
 
+def predictions_draw(form: Form, places: Runs, seeds: int, exact: Callable[[Runs], np.ndarray]) -> Draw:
+    """Runs of a law at places, with seeds, and one new run at each of 2 and 4 times their largest budget."""
+
+    def draw(seed: int) -> tuple[Answer, Mapping[str, float]]:
+        runs = places.take(np.repeat(np.arange(len(places)), seeds))
+        runs = replace(runs, names=tuple(f"run-{number}" for number in range(len(runs))))
+        further = [float(runs.flops.max()) * factor for factor in FURTHER]
+        best = np.array([laws.best_size(value) for value in further])
+        sizes = np.sqrt(np.array(further) / 120) if form.name == "ladder" else best
+        held = laws.make(sizes, np.array(further) / 6 / sizes)
+        held = _noisy(held, exact(held), 10_000 + seed)
+        answer = _law(form, _noisy(runs, exact(runs), seed), seed, held)
+        return answer, {f"{k} times": float(loss) for k, loss in zip(FURTHER, held.loss, strict=True)}
+
+    return draw
+
+
+def _plain(runs: Runs) -> np.ndarray:
+    return laws.loss(runs.parameters, runs.tokens)
+
+
+def _along(runs: Runs) -> np.ndarray:
+    return LADDER["E"] + LADDER["K"] / (runs.parameters * runs.tokens) ** LADDER["gamma"]
+
+
+def _rungs(count: int) -> Runs:
+    parameters = np.logspace(6.5, 9, count)
+    return laws.make(parameters, 20 * parameters)
+
+
+FURTHER = (2, 4)
+PREDICTIONS: Mapping[str, Draw] = {
+    "twelve cells": predictions_draw(Chinchilla(), laws.isoflop(budgets=3, sizes=4), 1, _plain),
+    "twelve cells of three seeds": predictions_draw(Chinchilla(), laws.isoflop(budgets=3, sizes=4), 3, _plain),
+    "seven rungs": predictions_draw(Ladder(), _rungs(7), 1, _along),
+    "six rungs of three seeds": predictions_draw(Ladder(), _rungs(6), 3, _along),
+}
 DRAWS: Mapping[str, Draw] = {
     "curves": curves_draw,
     "isoflop": isoflop_draw,
@@ -91,7 +129,10 @@ def coverage(draw: Draw, draws: int) -> dict[str, float]:
         for optimum in answer.optima:
             found |= {"N": optimum.parameters, "D": optimum.tokens}
             found |= {} if optimum.loss is None else {"loss": optimum.loss}
-        found |= {"held out": answer.predictions[0].predicted} if answer.predictions else {}
+        if len(answer.predictions) == len(FURTHER):
+            found |= {f"{k} times": one.predicted for k, one in zip(FURTHER, answer.predictions, strict=True)}
+        elif answer.predictions:
+            found["held out"] = answer.predictions[0].predicted
         for name in truth:
             hits.setdefault(name, []).append(found[name].covers(truth[name]))
     return {name: float(np.mean(found)) for name, found in hits.items()}

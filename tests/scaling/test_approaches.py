@@ -107,6 +107,37 @@ def test_a_ladder_predicts_its_largest_rung() -> None:
     assert "inside the interval" in prediction.sentence()
 
 
+def test_the_frontier_goes_from_the_smallest_run_to_ten_times_the_largest() -> None:
+    runs = laws.isoflop(noise=0.003)
+    for asked in ((), (1e25,)):
+        (answer,) = analyse(runs, "parametric", asked, sampling=QUICK)
+        flops = [point.flops for point in answer.frontier]
+        assert len(flops) == 9
+        assert (flops[0], flops[-1]) == pytest.approx((runs.flops.min(), 10 * runs.flops.max()))
+
+
+def drifting(amount: float, seeds: int = 6) -> Runs:
+    """Losses that leave Chinchilla's law at both ends of the budgets, with little noise and seeds that show it."""
+    runs = laws.isoflop(budgets=4, sizes=4)
+    runs = runs.take(np.repeat(np.arange(len(runs)), seeds))
+    bend = amount * np.sin(3 * np.log(runs.flops / 1e17)) * np.cos(2 * np.log(runs.parameters))
+    noise = 0.002 * np.random.default_rng(1).standard_normal(len(runs))
+    names = tuple(f"run-{number}" for number in range(len(runs)))
+    return Runs(**{**vars(runs), "names": names, "loss": runs.loss * np.exp(bend + noise)})
+
+
+def test_what_a_law_misses_widens_predictions_and_is_said() -> None:
+    """Seeds that agree with one another and not with the law are no independent witnesses."""
+    held = laws.make(np.array([laws.best_size(4e20)]), np.array([4e20 / 6 / laws.best_size(4e20)]))
+    sound, bent = (parametric.answer(Chinchilla(), drifting(a), [1e21], held, Sampling(200)) for a in (0.0, 0.01))
+    widths = [answer.predictions[0].predicted.high / answer.predictions[0].predicted.low for answer in (sound, bent)]
+    assert widths[1] - 1 > 3 * (widths[0] - 1)
+    assert not any("misses something" in note for note in sound.notes)
+    assert any("misses something" in note for note in bent.notes)
+    for answer in (sound, bent):
+        assert any("assume that the form holds up to 4 times the largest budget" in note for note in answer.notes)
+
+
 def line(sizes: int = 9) -> Runs:
     parameters = np.logspace(6.5, 9, sizes)
     return laws.make(parameters, 20 * parameters, noise=0.001)

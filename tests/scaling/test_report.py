@@ -86,6 +86,13 @@ def test_estimates_refusals_predictions_and_verdicts_are_told(ladder: tuple[Page
     assert "inconclusive 9 more seeds would settle it" in page.text
 
 
+def test_it_is_said_when_a_prediction_was_made_before_its_run(tmp_path: Path) -> None:
+    sweep, rows, curves, answers, settings = synthetic.ladder(1)
+    answers["foretold"] = {"made": "2026-01-01T12:00:00Z", "predictions": []}
+    text = Page(write_report(tmp_path, sweep, rows, curves, answers, settings)).text
+    assert "stood in prediction.json on 2026-01-01T12:00:00Z, before these cells began" in text
+
+
 def test_every_chart_has_words_for_who_does_not_see_it(ladder: tuple[Page, list[dict[str, Any]]]) -> None:
     page, _ = ladder
     drawn = page.data(DATA)["charts"]
@@ -159,6 +166,51 @@ def test_a_shared_probe_ranks_all(tmp_path: Path) -> None:
     assert kind.higher and [cell.id for cell in cells_of.ranked(cells, kind)] == ["c", "a"]
 
 
+def compared() -> dict[str, Any]:
+    """As `isoflop compare DIR --json` gives it, of the cells a and c."""
+
+    def around(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.02, "high": value + 0.02}
+
+    row = {"features": "last", "untrained": around(0.2), "over_untrained": around(0.2), "over_bag_of_tokens": around(0)}
+    ranked = [
+        {**row, "run": "c", "objective": "masked", "accuracy": around(0.45), "from_best": None},
+        {**row, "run": "a", "objective": "causal", "accuracy": around(0.4), "from_best": around(-0.01)},
+    ]
+    shares = {"bag_of_tokens": around(0.3), "most_frequent": around(0.1)}
+    probes = {"label": "package", "classes": ["numpy", "jax"], "ranked": ranked, **shares}
+    baselines = [
+        {"run": name, "objective": objective, "loss": 1.0, "unigram_loss": 4.0, "share_removed": 0.75}
+        for name, objective in (("a", "causal"), ("c", "masked"))
+    ]
+    return {
+        "yardsticks": ["probes", "baselines"],
+        "reason": "a masked loss answers another question",
+        "runs": [{"run": name, "workdir": f"/sweeps/x/cells/{name}"} for name in "ac"],
+        "probes": probes,
+        "baselines": {"rows": baselines},
+    }
+
+
+def test_objectives_are_ranked_by_what_they_share_where_that_was_measured(tmp_path: Path) -> None:
+    rows = [done("a", "causal", 1.7), done("c", "masked", 1.0)]
+    page = shown(tmp_path, rows, comparison=compared())
+    assert "Yardstick: linear probes of frozen features and the distance from each one's own baselines" in page.text
+    assert "masked c has the highest accuracy of linear probes, 45.0% (43.0% to 47.0%)" in page.text
+    assert "not told apart from it: causal a" in page.text and "these losses are no ranking" in page.text
+    assert page.count("tr", **{"data-compared": None}) == 6  # type: ignore[arg-type]
+    assert json.loads((tmp_path / "answer.json").read_text())["comparison"] == compared()
+
+
+def test_objectives_that_were_not_compared_come_with_the_command(tmp_path: Path) -> None:
+    rows = [done("a", "causal", 1.7), done("c", "masked", 1.0)]
+    assert "isoflop compare DIR" in shown(tmp_path, rows).text
+    for keep, said in (("none", True), ("last", False)):
+        page = Page(write_report(tmp_path, {"question": "?", "keep": keep}, rows, {}, {}))
+        assert ("kept no checkpoints" in page.text) is said
+    assert "isoflop compare" not in shown(tmp_path, rows[:1]).text
+
+
 # --- groups -----------------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +275,30 @@ def test_failures_retries_and_refusals_are_told(tmp_path: Path) -> None:
     for told in ("out of memory", "too wide", "does not divide", "1 of 2 cells done, 1 failed", "3 retries"):
         assert told in page.text
     assert page.count("span", **{"class": "status failed"}) == 1
+
+
+def test_attempts_are_told_one_by_one(tmp_path: Path) -> None:
+    began = {"started": "2026-01-01T10:00:00.123Z", "host": "node-3", "job": "sweep-1"}
+    history = [
+        {**began, "status": "died", "reason": "its process ended without a word", "reached": 120},
+        {**began, "started": "2026-01-01T11:00:00.000Z", "status": "done", "reason": None, "reached": 4000},
+    ]
+    text = shown(tmp_path, [done("a", "causal", 1.7, attempts=2, history=history, core_hours=0.25)]).text
+    assert "2026-01-01 10:00:00, node-3 sweep-1: died at update 120, its process ended without a word" in text
+    assert "2026-01-01 11:00:00, node-3 sweep-1: done at update 4,000" in text
+    assert "core-hours" in text and "0.25" in text
+
+
+@pytest.mark.parametrize(
+    ("tuning", "said"), [("the rate was tuned at width 32.", "tuned at width 32."), (None, "not stated.")]
+)
+def test_how_rates_were_chosen_stands_beside_the_answer(tmp_path: Path, tuning: str | None, said: str) -> None:
+    sweep = {"question": "?"} | ({"tuning": tuning} if tuning else {})
+    text = Page(write_report(tmp_path, sweep, [done("a", "causal", 1.7)], {}, {})).text
+    assert (
+        f"Learning rates and batch sizes: {said}" in text
+        or f"Learning rates and batch sizes: the rate was {said}" in text
+    )
 
 
 def test_numbers_that_are_none_are_not_drawn(tmp_path: Path) -> None:
