@@ -7,7 +7,7 @@ from research.sweeps import Points, Sweep, chain, only, over, product
 
 RECIPE = "configs/causal.py:tiny"
 # Minus the logarithms to base two about which four rates lie, each twice the one before.
-MIDDLES = {"adamw": 7.0, "lion": 7.0, "muon": 6.0, "adafactor": 6.0, "schedule_free": 6.0, "sgd": 3.5}
+MIDDLES = {"adamw": 7.0, "lion": 8.0, "muon": 6.0, "adafactor": 6.0, "schedule_free": 6.0, "sgd": 3.5}
 SCHEDULES = {"schedule_free": {"optimizer.schedule": "constant"}}
 
 
