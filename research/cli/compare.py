@@ -63,10 +63,11 @@ def run(options: argparse.Namespace) -> Result:
     shown = console(options)
     compilation_cache()
     sweeps = [path for path in options.runs if (path / folders.SWEEP).exists()]
-    paths = [run for path in options.runs for run in (finished(path) if path in sweeps else [path])]
+    cells = {path: name for sweep in sweeps for path, name in finished(sweep).items()}
+    alone = [path for path in options.runs if path not in sweeps]
     with Progress(0, 0, 1, shown) as progress:
         progress.stage("opening the runs")
-        runs = open_runs(paths, options.overrides, progress.stage)
+        runs = open_runs([*cells, *alone], options.overrides, progress.stage, cells)
         yardsticks, reason = choose(runs, options.yardstick)
         found = compare(runs, yardsticks, amounts, progress.stage)
     result = {"yardsticks": yardsticks, "reason": reason, **found}
@@ -77,16 +78,16 @@ def run(options: argparse.Namespace) -> Result:
     return 0, result
 
 
-def finished(directory: Path) -> list[Path]:
-    """Run directories of a sweep's cells that are done and have a checkpoint.
+def finished(directory: Path) -> dict[Path, str]:
+    """Run directories and names of a sweep's cells that are done and have a checkpoint.
 
     Raises:
       UserError: there are fewer than two.
     """
     folder = folders.open_folder(directory)
     ledger = Ledger(directory)
-    done = [folder.run(cell.id) for cell in folder.cells if ledger.seen(cell.id)["state"] == DONE]
-    found = [run for run in done if any((run / "checkpoints").glob("*"))]
+    done = {folder.run(cell.id): cell.name for cell in folder.cells if ledger.seen(cell.id)["state"] == DONE}
+    found = {run: name for run, name in done.items() if any((run / "checkpoints").glob("*"))}
     if len(found) < 2:
         raise UserError(
             f"{directory} has {len(found)} cells with a checkpoint, of {len(done)} that are done (its keep is "

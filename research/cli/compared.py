@@ -1,7 +1,7 @@
 """Runs that are compared, and which yardstick fits their objectives."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from research.settings import Settings
 from research.train.assembly import Assembly, assemble
 
 AUTO, SUFFIXES, PROBES, BASELINES = YARDSTICKS = ("auto", "suffixes", "probes", "baselines")
+
+NAMED = 3  # runs that a reason lists by name
 
 Stage = Callable[[str], None]
 
@@ -45,15 +47,19 @@ class Run:
         return self.prepared.manifest["source"], self.prepared.manifest["data"]
 
 
-def open_runs(paths: Sequence[Path], overrides: Overrides, stage: Stage) -> list[Run]:
-    """The runs, of one corpus.
+def open_runs(
+    paths: Sequence[Path], overrides: Overrides, stage: Stage, named: Mapping[Path, str] | None = None
+) -> list[Run]:
+    """The runs, of one corpus, by the names that some of them have, or by their paths.
 
     Raises:
       UserError: fewer than two, one twice, one that is no run, or runs of different data.
     """
     if len(paths) < 2:
         raise UserError(f"{paths[0]} alone cannot be compared: name two run directories or more")
-    names = names_of(paths)
+    known = named or {}
+    rest = iter(names_of([path for path in paths if path not in known]))
+    names = [known[path] if path in known else next(rest) for path in paths]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{twice} is named twice: name each run once")
     found = []
@@ -79,7 +85,7 @@ def open_runs(paths: Sequence[Path], overrides: Overrides, stage: Stage) -> list
 
 def names_of(paths: Sequence[Path]) -> list[str]:
     """The last parts of the paths, as many as tell them apart."""
-    for count in range(1, max(len(path.parts) for path in paths) + 1):
+    for count in range(1, max((len(path.parts) for path in paths), default=0) + 1):
         names = ["/".join(path.parts[-count:]) for path in paths]
         if len(set(names)) == len(names):
             return names
@@ -111,7 +117,7 @@ def choose(runs: Sequence[Run], wanted: str) -> tuple[list[str], str]:
         )
     if several:
         raise UserError(f"what {mute[0].name} ({mute[0].objective}) is compared by {tokenizers}")
-    named = ", ".join(run.name for run in mute)
+    named = ", ".join(run.name for run in mute[:NAMED]) + (f" and {len(mute) - NAMED} more" if mute[NAMED:] else "")
     reason = f"no text from what stands before it is predicted by {named}, whose loss answers another question"
     first = []
     if len(runs) - len(mute) > 1:

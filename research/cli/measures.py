@@ -54,7 +54,7 @@ def run_baselines(assembly: Assembly, prepared: Prepared, steps: int) -> dict[st
         partners=assembly.objective.partners,
     )
     heldout, objective = heldout_batches(assembly, prepared), assembly.objective
-    counted = map(loader.batch, baselines.counted_updates(steps, settings.train.batch_size))
+    counted = map(loader.rows_of, baselines.counted_updates(steps, settings.train.batch_size))
     asked = map(heldout.batch, range(heldout.num_batches))
     found = baselines.unigram(counted, asked, assembly.model.vocab_size)
     if not objective.has_accuracy:

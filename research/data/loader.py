@@ -76,19 +76,24 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """The arrays that `corrupt` makes for a step, each [accumulation, rows, ...]."""
-        numbers = step * self._batch_size + self._rows.reshape(-1)
+        arrays = self.rows_of([step])
+        return {name: array.reshape(*self._rows.shape, *array.shape[1:]) for name, array in arrays.items()}
+
+    def rows_of(self, steps: Sequence[int]) -> Batch:
+        """The rows of several steps, one step behind the other, each array [steps * accumulation * rows, ...]."""
+        taken = np.asarray(steps, dtype=np.int64)[:, None]
+        numbers = (taken * self._batch_size + self._rows.reshape(-1)).reshape(-1)
         epochs, indices = np.divmod(numbers, self.num_windows)
         ids = np.empty_like(indices)
         for epoch in np.unique(epochs):
             now = epochs == epoch
             ids[now] = permute(indices[now], self.num_windows, (self._seed, int(epoch)))
-        progress = np.full(len(ids), min(step / max(1, self._num_steps - 1), 1.0))
+        progress = np.repeat(np.minimum(taken[:, 0] / max(1, self._num_steps - 1), 1.0), self._rows.size)
         draws = Draws(self._seed, epochs, ids, progress)
         windows = self._plan.windows(self._reader, self._vocabulary, ids, epochs)
         if self._partners:
             windows = _with_partners(self._plan, self._reader, self._vocabulary, self.num_windows, windows, draws)
-        arrays = self._corrupt(windows, draws)
-        return {name: array.reshape(*self._rows.shape, *array.shape[1:]) for name, array in arrays.items()}
+        return dict(self._corrupt(windows, draws))
 
     def prefetch(self, start_step: int, stop_step: int, buffer: int) -> Generator[tuple[int, Batch]]:
         """The batches of steps, made ahead; see `prefetched`."""

@@ -11,6 +11,7 @@ from research.evaluate import ngrams
 
 Arrays = Mapping[str, np.ndarray]
 COUNTED_WINDOWS = 2**15
+TOGETHER = 256
 
 
 def ngram_bits_per_byte(prepared: Prepared, loader: Loader, heldout: Heldout, num_steps: int) -> dict[str, float]:
@@ -29,10 +30,14 @@ def ngram_bits_per_byte(prepared: Prepared, loader: Loader, heldout: Heldout, nu
     }
 
 
-def counted_updates(num_steps: int, batch_size: int) -> list[int]:
-    """The updates whose targets are counted: all of a run, or evenly spaced ones of `COUNTED_WINDOWS` windows."""
-    most = min(num_steps, max(1, COUNTED_WINDOWS // batch_size))
-    return sorted(set(np.linspace(0, num_steps - 1, most).round().astype(int).tolist()))
+def counted_updates(num_steps: int, batch_size: int) -> list[list[int]]:
+    """The updates whose targets are counted: all of a run, or evenly spaced ones of `COUNTED_WINDOWS` windows.
+
+    They come in lists of about `TOGETHER` windows, since a few windows at a time take longer.
+    """
+    most, count = min(num_steps, max(1, COUNTED_WINDOWS // batch_size)), max(1, TOGETHER // batch_size)
+    updates = sorted(set(np.linspace(0, num_steps - 1, most).round().astype(int).tolist()))
+    return [updates[first : first + count] for first in range(0, len(updates), count)]
 
 
 def unigram(training: Iterable[Arrays], heldout: Iterable[Arrays], size: int) -> dict[str, float]:

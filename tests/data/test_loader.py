@@ -28,6 +28,10 @@ def corrupt(windows: Windows, draws: Draws) -> Batch:
     }
 
 
+def with_progress(windows: Windows, draws: Draws) -> Batch:
+    return corrupt(windows, draws) | {"progress": draws.progress}
+
+
 def make(reader: ShardReader, packing: str = "stream", **changes: object) -> Loader:
     arguments = {
         "seed": 1,
@@ -86,6 +90,18 @@ def test_hosts_and_accumulation_change_no_row(reader: ShardReader, packing: str,
         joined = {name: np.concatenate([batch[name] for batch in batches], axis=1) for name in batches[0]}
         flat = {name: array.reshape(1, 8, *array.shape[2:]) for name, array in joined.items()}
         same(flat, whole.batch(step))
+
+
+@PACKINGS
+@pytest.mark.parametrize("partners", [False, True])
+def test_rows_of_several_steps_are_those_of_each(reader: ShardReader, packing: str, partners: bool) -> None:
+    loader = make(reader, packing, accumulation=2, num_steps=40, partners=partners, corrupt=with_progress)
+    steps = [0, 39, 3, 17]
+    assert loader.num_windows < 39 * 8  # of several epochs
+    each = [loader.batch(step) for step in steps]
+    assert {float(batch["progress"].max()) for batch in each} == {0.0, 1.0, 3 / 39, 17 / 39}
+    flat = [{name: array.reshape(-1, *array.shape[2:]) for name, array in batch.items()} for batch in each]
+    same(loader.rows_of(steps), {name: np.concatenate([batch[name] for batch in flat]) for name in flat[0]})
 
 
 @PACKINGS

@@ -82,5 +82,7 @@ def test_the_unigram_baseline_counts_the_targets_of_training() -> None:
 
 def test_of_a_long_run_some_updates_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "COUNTED_WINDOWS", 8)
-    assert baselines.counted_updates(100, 2) == [0, 33, 66, 99]
-    assert baselines.counted_updates(3, 2) == [0, 1, 2] and baselines.counted_updates(3, 100) == [0]
+    assert baselines.counted_updates(100, 2) == [[0, 33, 66, 99]]
+    assert baselines.counted_updates(3, 2) == [[0, 1, 2]] and baselines.counted_updates(3, 100) == [[0]]
+    monkeypatch.setattr(baselines, "TOGETHER", 4)
+    assert baselines.counted_updates(100, 2) == [[0, 33], [66, 99]]
