@@ -108,7 +108,7 @@ def _measured(
     rates = report_transfer.section(answers.get("transfer") or {})
     rates += f'<div class="charts">{charts.figures(drawn, {"transfer", "rates"})}</div>' if rates else ""
     return {
-        "transfer": section("Transfer of the learning rate", "transfer", rates),
+        "transfer": section(report_transfer.heading(answers.get("transfer") or {}), "transfer", rates),
         "groupings": "".join(
             f'<option value="{number}"{" selected" if way is first else ""}>{html.escape(way.label)}</option>'
             for number, way in enumerate(ways)

@@ -54,9 +54,9 @@ def named(found: Record, cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def sentence(cells: Sequence[Cell], answers: Mapping[str, Any]) -> str:
-    """The best by a yardstick that all share, and which are not told apart from it."""
+    """The best by each yardstick that is shared, and which are not told apart from it."""
     found = answers.get("comparison") or {}
-    called = named(found, cells)
+    called, parts = named(found, cells), []
     for name, measure, form, said in (
         (_SUFFIXES, "bits_per_byte", "{:.3f}".format, "the fewest bits per byte of the same suffixes"),
         (_PROBES, "accuracy", "{:.1%}".format, "the highest accuracy of linear probes"),
@@ -69,8 +69,8 @@ def sentence(cells: Sequence[Cell], answers: Mapping[str, Any]) -> str:
         if near:
             shown = ", ".join(called.get(row["run"], row["run"]) for row in near[:4])
             rest = f"not told apart from it: {shown}" + (f" and {len(near) - 4} more" if len(near) > 4 else "")
-        return f"{called.get(best['run'], best['run'])} has {said}, {interval(best[measure], form)}; {rest}"
-    return ""
+        parts.append(f"{called.get(best['run'], best['run'])} has {said}, {interval(best[measure], form)}; {rest}")
+    return "; ".join(parts)
 
 
 def _apart(difference: Record | None) -> bool:

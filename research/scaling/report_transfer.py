@@ -19,6 +19,11 @@ def answered(found: Found) -> list[Found]:
     return [one for one in found.get("series") or [] if one.get("optima")]
 
 
+def heading(found: Found) -> str:
+    """Of the section."""
+    return "Transfer of the learning rate" if found.get("size") or found.get("refused") else "Best learning rates"
+
+
 def sentences(found: Found) -> list[str]:
     """One for each series: how the best rate goes with the size, and what keeping the smallest's costs."""
     return [_sentence(one, str(found.get("called") or "size")) for one in answered(found)]
