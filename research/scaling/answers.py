@@ -170,11 +170,16 @@ class Answer:
 
 
 def record(answers: Sequence[Answer], confidence: float, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """All answers as `answer.json` holds them; predictions are those of the first approach that makes any."""
-    predictions = next((answer.predictions for answer in answers if answer.predictions), ())
+    """All answers as `answer.json` holds them.
+
+    The predictions are those of the law that the fitted runs scatter least about, for its parameters; each says `by`
+    which. Those of the other laws stand in their fits.
+    """
+    told = [answer for answer in answers if answer.predictions and answer.residual is not None]
+    chosen = min(told, key=lambda answer: answer.residual or 0.0, default=Answer(""))
     return {
         "confidence": confidence,
         "fits": [answer.to_json() for answer in answers],
-        "predictions": [prediction.to_json() for prediction in predictions],
+        "predictions": [prediction.to_json() | {"by": chosen.approach} for prediction in chosen.predictions],
         "provenance": dict(provenance),
     }

@@ -61,8 +61,9 @@ def _found(sweep: Mapping[str, Any], cells: Sequence[Cell], answers: Mapping[str
     confidence = answers.get("confidence") or 0.95
     told = answers.get("verdicts") or []
     verdicts = unfounded(sweep, answers) or report_findings.verdicts(told, _unit(cells), _higher(cells), confidence)
-    made = (answers.get("foretold") or {}).get("made")
-    predictions = report_findings.predictions(answers.get("predictions") or [], cells, confidence, made)
+    predictions = report_findings.predictions(
+        answers.get("predictions") or [], cells, confidence, fits, answers.get("foretold")
+    )
     fitted = report_findings.estimates(fits, confidence) or missing_fits(sweep, cells, answers)
     compared = report_comparison.section(sweep, cells, answers)
     status, status_text = progress(cells)

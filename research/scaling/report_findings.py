@@ -87,10 +87,20 @@ def _follows(verdict: Mapping[str, Any]) -> str:
 
 
 def predictions(
-    found: Sequence[Mapping[str, Any]], cells: Sequence[Cell], confidence: float, made: str | None = None
+    found: Sequence[Mapping[str, Any]],
+    cells: Sequence[Cell],
+    confidence: float,
+    fits: Sequence[Mapping[str, Any]] = (),
+    foretold: Mapping[str, Any] | None = None,
 ) -> str:
-    """What was predicted for cells that were not fitted, beside what was then measured; `made`: when it was written
-    down, before any of them began.
+    """What was predicted for cells that were not fitted, beside what was then measured.
+
+    Args:
+      found: the predictions of the law that was chosen.
+      cells: all.
+      confidence: of the intervals.
+      fits: with the predictions of the other laws.
+      foretold: `made` and `predictions`, as they were written down before any of these cells began.
     """
     names = {cell.id: cell.name for cell in cells}
     rows, inside = [], 0
@@ -123,10 +133,45 @@ def predictions(
         f"<thead><tr><th>held out</th><th class=number>predicted ({confidence:.0%})</th><th class=number>measured</th>"
         "<th>interval, measured as a line</th><th class=number>measured less predicted</th><th></th></tr></thead>"
     )
-    first = f" The intervals stood in prediction.json on {html.escape(made)}, before these cells began." if made else ""
-    lead = f"{inside} of {len(rows)} measured inside the interval that was predicted without them.{first}"
+    lead = f"{inside} of {len(rows)} measured inside the interval that was predicted without them."
+    lead += _before(found, foretold) + _by(found, fits)
     table = f'<table class="verdicts">{head}<tbody>{"".join(rows)}</tbody></table>'
     return f'<p class="lead">{lead}</p><div class="scroll">{table}</div>'
+
+
+def _before(found: Sequence[Mapping[str, Any]], foretold: Mapping[str, Any] | None) -> str:
+    """What stood in prediction.json before the cells began: these predictions, or others."""
+    if not foretold:
+        return ""
+    made, ends = html.escape(str(foretold.get("made"))), ("low", "high")
+    said = {one.get("cell"): [one.get(end) for end in ends] for one in foretold.get("predictions") or ()}
+    known = [
+        (said[one["cell"]], one.get("measured"), [one.get(end) for end in ends]) for one in found if one["cell"] in said
+    ]
+    if all(then == now for then, _, now in known):
+        return f" The intervals stood in prediction.json on {made}, before these cells began."
+    inside = sum(is_number(measured) and low <= measured <= high for (low, high), measured, _ in known)
+    return (
+        f" On {made}, before these cells began, prediction.json held other intervals: {inside} of {len(known)} inside "
+        "them."
+    )
+
+
+def _by(found: Sequence[Mapping[str, Any]], fits: Sequence[Mapping[str, Any]]) -> str:
+    """Which law predicted, and how the others that did would have fared."""
+    made = {str(fit.get("name")): fit.get("predictions") or () for fit in fits}
+    chosen = str(found[0].get("by", ""))
+    others = {name: own for name, own in made.items() if own and name != chosen}
+    if chosen not in made or not others:
+        return ""
+    named = {str(fit.get("name")): title(fit) for fit in fits}
+    fared = [
+        f"{sum(bool(one.get('inside')) for one in own)} of {len(own)} by {named[name]}" for name, own in others.items()
+    ]
+    return html.escape(
+        f" They are of the law that the fitted cells scatter least about, {named[chosen]}; inside would have been "
+        f"{', '.join(fared)}."
+    )
 
 
 def _strip(found: Mapping[str, Any], name: str, low: float, high: float, line: Any) -> str:

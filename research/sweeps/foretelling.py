@@ -1,9 +1,10 @@
 """Held-out cells are predicted before any of them begins: the prediction stands in a file that is written once.
 
 prediction.json   {"schema": 1, "made", "yardstick", "fitted": [ids], "fits": [...], "predictions": [{"cell",
-                  "predicted", "low", "high"}]}, as `answer.json` has them, of the cells that were done then
+                  "predicted", "low", "high", "by"}]}, as `answer.json` has them, of the cells that were done then
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from research import config
@@ -38,15 +39,14 @@ def foretell(folder: Folder) -> None:
     rows = [row for row in rows_of(folder) if not row["held_out"]]
     wanted = [_unmeasured(cell, yardstick) for cell in folder.cells if cell.held_out]
     found = analysis.answers_of({**folder.content, "baseline": None}, [*rows, *wanted])
-    said = [{name: one[name] for name in ("cell", "predicted", "low", "high")} for one in found.get("predictions", ())]
-    fits = [{**fit, "predictions": []} if "predictions" in fit else fit for fit in found.get("fits", ())]
+    fits = [fit | {"predictions": _said(fit.get("predictions", ()))} for fit in found.get("fits", ())]
     content = {
         "schema": SCHEMA,
         "made": now(),
         "yardstick": yardstick,
         "fitted": [row["id"] for row in rows if row["state"] == DONE],
         "fits": fits,
-        "predictions": said,
+        "predictions": _said(found.get("predictions", ())),
     }
     with exclusively(folder.directory):
         if not (folder.directory / PREDICTION).exists():
@@ -57,6 +57,11 @@ def foretold(folder: Folder) -> dict[str, Any] | None:
     """What was predicted before the held-out cells began; none where nothing was."""
     path = folder.directory / PREDICTION
     return config.read_json(path) if path.exists() else None
+
+
+def _said(predictions: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Predictions without what was not measured yet."""
+    return [{name: value for name, value in one.items() if name not in ("measured", "inside")} for one in predictions]
 
 
 def _unmeasured(cell: Cell, yardstick: str) -> Row:

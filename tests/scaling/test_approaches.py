@@ -5,7 +5,7 @@ import pytest
 
 from research.errors import UserError
 from research.scaling import curves, isoflop, parametric
-from research.scaling.answers import record
+from research.scaling.answers import Answer, record
 from research.scaling.approaches import analyse
 from research.scaling.bootstrap import Estimate, Sampling, UnidentifiedError, interval
 from research.scaling.forms import Chinchilla, Kaplan
@@ -105,6 +105,24 @@ def test_a_ladder_predicts_its_largest_rung() -> None:
     (prediction,) = answer.predictions
     assert prediction.name == "run-10" and prediction.inside
     assert "inside the interval" in prediction.sentence()
+
+
+def test_the_law_that_the_runs_scatter_least_about_predicts() -> None:
+    """Losses without a floor: both laws can be fitted, and the one with a floor too many scatters more."""
+    runs = laws.isoflop(budgets=4, sizes=6)
+    exact = np.log((8.8e9 / runs.parameters) ** (0.175 / 0.209) + 3.6e10 / runs.tokens) * 0.209
+    noise = 0.004 * np.random.default_rng(0).standard_normal(len(runs))
+    fitted, held = Runs(**{**vars(runs), "loss": np.exp(exact + noise)}).split(["largest"])
+    told = [analyse(fitted, name, held=held, sampling=QUICK)[0] for name in ("parametric", "kaplan")]
+    assert all(answer.predictions for answer in told)
+    assert told[1].residual < told[0].residual
+    for given in (told, told[::-1]):
+        found = record(given, 0.95, {})
+        assert [one["by"] for one in found["predictions"]] == ["kaplan"] * len(held)
+        assert [one["predicted"] for one in found["predictions"]] == [
+            one.predicted.value for one in told[1].predictions
+        ]
+    assert record([Answer("isoflop", refused="no minimum")], 0.95, {})["predictions"] == []
 
 
 def test_the_frontier_goes_from_the_smallest_run_to_ten_times_the_largest() -> None:

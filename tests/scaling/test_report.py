@@ -88,9 +88,24 @@ def test_estimates_refusals_predictions_and_verdicts_are_told(ladder: tuple[Page
 
 def test_it_is_said_when_a_prediction_was_made_before_its_run(tmp_path: Path) -> None:
     sweep, rows, curves, answers, settings = synthetic.ladder(1)
-    answers["foretold"] = {"made": "2026-01-01T12:00:00Z", "predictions": []}
+    said = [{name: one[name] for name in ("cell", "low", "high")} for one in answers["predictions"]]
+    answers["foretold"] = {"made": "2026-01-01T12:00:00Z", "predictions": said}
     text = Page(write_report(tmp_path, sweep, rows, curves, answers, settings)).text
     assert "stood in prediction.json on 2026-01-01T12:00:00Z, before these cells began" in text
+    said[0]["low"] = 0.0
+    text = Page(write_report(tmp_path, sweep, rows, curves, answers, settings)).text
+    assert "prediction.json held other intervals: 1 of 2 inside them" in text
+
+
+def test_predictions_say_which_law_made_them_and_how_the_others_fared(tmp_path: Path) -> None:
+    sweep, rows, curves, answers, settings = synthetic.ladder(1)
+    hit, miss = answers["predictions"]
+    first, second = (fit for fit in answers["fits"] if "refused" not in fit)
+    answers["predictions"] = [one | {"by": first["name"]} for one in (hit, miss)]
+    first["predictions"] = [one | {"inside": True} for one in (hit, miss)]
+    second["predictions"] = [one | {"inside": one is hit} for one in (hit, miss)]
+    text = Page(write_report(tmp_path, sweep, rows, curves, answers, settings)).text
+    assert "scatter least about" in text and "inside would have been 1 of 2 by" in text
 
 
 def test_every_chart_has_words_for_who_does_not_see_it(ladder: tuple[Page, list[dict[str, Any]]]) -> None:
