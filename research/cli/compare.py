@@ -73,7 +73,8 @@ def run(options: argparse.Namespace) -> Result:
     result = {"yardsticks": yardsticks, "reason": reason, **found}
     show(shown, result)
     if sweeps == options.runs and len(sweeps) == 1:
-        write_json(sweeps[0] / COMPARISON, result)
+        kept = [one | {"workdir": str(Path(one["workdir"]).relative_to(sweeps[0]))} for one in result["runs"]]
+        write_json(sweeps[0] / COMPARISON, {**result, "runs": kept})
         shown.print(f"\n{sweeps[0] / COMPARISON}: isoflop sweep report {sweeps[0]} shows it", soft_wrap=True)
     return 0, result
 
@@ -89,9 +90,10 @@ def finished(directory: Path) -> dict[Path, str]:
     done = {folder.run(cell.id): cell.name for cell in folder.cells if ledger.seen(cell.id)["state"] == DONE}
     found = {run: name for run, name in done.items() if any((run / "checkpoints").glob("*"))}
     if len(found) < 2:
+        lost = folder.content["keep"] == "none" and len(done) > 1
         raise UserError(
-            f"{directory} has {len(found)} cells with a checkpoint, of {len(done)} that are done (its keep is "
-            f"{folder.content['keep']!r}): a comparison needs two, so run the sweep with keep='last'"
+            f"{directory} has {len(done)} finished cells, {len(found)} of them with a checkpoint, and a comparison needs "
+            f"two: {'its keep is none, run the sweep anew with last' if lost else 'let the sweep finish'}"
         )
     return found
 

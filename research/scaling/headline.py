@@ -85,8 +85,10 @@ def _law(fit: Mapping[str, Any]) -> str:
 
 
 def _foretold(answers: Mapping[str, Any]) -> str:
-    """How many held-out cells were predicted."""
-    known = [p for p in answers.get("predictions") or [] if is_number(p.get("measured")) and is_number(p.get("low"))]
+    """How many held-out cells were predicted: by what was written down before they began, where anything was."""
+    said = {one["cell"]: one for one in (answers.get("foretold") or {}).get("predictions") or ()}
+    found = [p | said.get(p.get("cell"), {}) for p in answers.get("predictions") or []]
+    known = [p for p in found if is_number(p.get("measured")) and is_number(p.get("low"))]
     inside = sum(p["low"] <= p["measured"] <= p["high"] for p in known)
     return (
         f"{inside} of {len(known)} held-out cells were measured inside the interval predicted for them" if known else ""

@@ -1,6 +1,7 @@
 """`isoflop compare`: the yardstick that fits, its table and its object, and a sentence for what cannot be compared."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ from research.checkpoint import Checkpoints
 from research.cli import rundir
 from research.cli.main import main
 from research.data.prepare import Prepared
+from research.sweeps import Sweep
+from research.sweeps import folder as folders
+from research.sweeps.folder import Folder
+from research.sweeps.ledger import Ledger
+from research.sweeps.resolve import base_record
+from research.sweeps.sweep import cells_of
 from research.train.assembly import assemble
 from tests import small
 from tests.evaluate.corpora import corpus
@@ -157,3 +164,47 @@ def test_what_cannot_be_compared_is_one_sentence(
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("isoflop compare: ")
     assert_one_sentence(said.replace(str(runs), ""), *words)
+
+
+# --- a sweep's folder -------------------------------------------------------------------------------------------------
+
+
+def sweep_of(runs: Path, directory: Path, objectives: tuple[str, ...], done: tuple[str, ...]) -> Folder:
+    """A sweep over objectives, of whose cells some are done."""
+    points = tuple({"objective.name": name} for name in objectives)
+    sweep = Sweep("?", "configs/causal.py:tiny", points, keep="last", analyses=())
+    entries = [folders.described(cell, {}, "data") for cell in cells_of(sweep)[0]]
+    source = {"sweep": "sweep.py", "sweep_hash": "0"}
+    folder = folders.create(directory, sweep, base_record(sweep.recipe), entries, [], source, True)
+    ledger = Ledger(directory)
+    for cell in folder.cells:
+        if cell.point["objective.name"] in done:
+            shutil.copytree(runs / cell.point["objective.name"], folder.run(cell.id))
+            with ledger.claimed(cell.id):
+                ledger.begin(cell.id, 0, "")
+                ledger.end(cell.id, "done", None, 20)
+    return folder
+
+
+def test_the_cells_of_a_sweep_are_compared_and_it_is_kept_in_its_folder(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sweep_of(runs, tmp_path / "sweep", ("causal", "prefix", "masked", "fim"), ("causal", "prefix", "masked"))
+    assert main(["compare", str(folder.directory), *AMOUNTS]) == 0
+    said = capsys.readouterr().out
+    kept = json.loads((folder.directory / "compare.json").read_text())
+    assert kept["yardsticks"] == ["suffixes", "probes", "baselines"]
+    assert {row["run"] for row in kept["suffixes"]["ranked"]} == {"causal", "prefix"}
+    assert {row["run"] for row in kept["probes"]["ranked"]} == {"causal", "prefix", "masked"}
+    assert [row["run"] for row in kept["baselines"]["rows"]] == ["causal", "prefix", "masked"]
+    assert [one["workdir"] for one in kept["runs"]] == [f"cells/{cell.id}" for cell in folder.cells[:3]]
+    assert "the others are asked for the same suffixes among themselves" in said and "compare.json" in said
+
+
+def test_a_sweep_with_one_finished_cell_is_not_compared(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sweep_of(runs, tmp_path / "sweep", ("causal", "masked"), ("causal",))
+    assert main(["compare", str(folder.directory)]) == 2
+    assert_one_sentence(capsys.readouterr().err.strip(), "1 finished cells", "let the sweep finish")
+    assert not (folder.directory / "compare.json").exists()

@@ -95,6 +95,11 @@ def test_it_is_said_when_a_prediction_was_made_before_its_run(tmp_path: Path) ->
     said[0]["low"] = 0.0
     text = Page(write_report(tmp_path, sweep, rows, curves, answers, settings)).text
     assert "prediction.json held other intervals: 1 of 2 inside them" in text
+    said[1]["high"] = 9.9
+    page = Page(write_report(tmp_path, sweep, rows, curves, answers | {"answer": ""}, settings))
+    assert "prediction.json held other intervals: 2 of 2 inside them" in page.text
+    assert "1 of 2 measured inside the interval" in page.text
+    assert "2 of 2 held-out cells were measured inside the interval predicted for them" in page.text
 
 
 def test_predictions_say_which_law_made_them_and_how_the_others_fared(tmp_path: Path) -> None:
