@@ -3,6 +3,8 @@
 isoflop sweep run experiments/isoflop_ladder/rates.py --on=local --workdir=runs/ladder_rates --parallel=2
 """
 
+from collections.abc import Sequence
+
 from research.sweeps import Points, Sweep, isoflop, only, over, product, zipped
 
 RECIPE = "configs/causal.py:tiny"
@@ -10,7 +12,7 @@ BUDGET = 2.5e11
 WIDTHS = (8, 12, 16, 24, 32, 48, 64)
 
 
-def sizes() -> Points:
+def sizes(widths: Sequence[int] = WIDTHS) -> Points:
     """Two layers and heads of 8, small updates and a small vocabulary, since the compute is small."""
     shared = only(
         {
@@ -23,8 +25,8 @@ def sizes() -> Points:
             "train.tensorboard": False,
         }
     )
-    heads = [max(1, width // 8) for width in WIDTHS]
-    return product(shared, zipped(over("model.embed_dim", WIDTHS), over("model.num_heads", heads)))
+    heads = [max(1, width // 8) for width in widths]
+    return product(shared, zipped(over("model.embed_dim", widths), over("model.num_heads", heads)))
 
 
 def get_sweep() -> Sweep:

@@ -92,8 +92,8 @@ def finished(directory: Path) -> dict[Path, str]:
     if len(found) < 2:
         lost = folder.content["keep"] == "none" and len(done) > 1
         raise UserError(
-            f"{directory} has {len(done)} finished cells, {len(found)} of them with a checkpoint, and a comparison needs "
-            f"two: {'its keep is none, run the sweep anew with last' if lost else 'let the sweep finish'}"
+            f"{directory} has {len(done)} finished cells, {len(found)} of them with a checkpoint, and a comparison "
+            f"needs two: {'its keep is none, run the sweep anew with last' if lost else 'let the sweep finish'}"
         )
     return found
 
