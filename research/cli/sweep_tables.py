@@ -61,7 +61,7 @@ def total_line(sums: Mapping[str, float | None], count: int) -> str:
         parts.append(f"{sums['chip_hours']:,.1f} chip-hours")
     if sums["cost"] is not None:
         parts.append(f"cost {sums['cost']:,.0f}")
-    return f"{count} cells: {', '.join(parts)}"
+    return f"{count} {'cell' if count == 1 else 'cells'}: {', '.join(parts)}"
 
 
 def statuses(folder: Folder) -> list[dict[str, Any]]:

@@ -81,7 +81,11 @@ def retry(options: argparse.Namespace) -> Result:
     if options.failed:
         cells = [cell for cell in cells if ledger.read(cell.id)["state"] == FAILED]
     put = [cell.id for cell in cells if ledger.retry(cell.id)]
-    shown.print(f"{len(put)} cells are pending again: the same run command runs them")
+    kept = [cell for cell in cells if cell.id not in put]
+    if kept:
+        shown.print(f"not put back, since neither failed nor cancelled: {', '.join(cell.name for cell in kept)}")
+    if put:
+        shown.print(f"pending again: {', '.join(put)}; the same run command runs them")
     return 0, {"workdir": str(folder.directory), "retried": put}
 
 

@@ -108,8 +108,10 @@ def parse(name: str, slices: int = 1) -> Topology:
         shape = (min(shape[0], 8), max(1, shape[0] // 8))
     if len(shape) != wanted:
         raise UserError(f"--topology={name} has {len(shape)} sides, but {chip.name} has {wanted}: write {EXAMPLES}")
-    if slices < 1 or (slices > 1 and not chip.dimensions):
-        raise UserError(f"--slices={slices}: only TPUs have slices, at least one; nodes of GPUs stand in --topology")
+    if slices < 1:
+        raise UserError(f"--slices={slices}: there is at least one slice")
+    if slices > 1 and not chip.dimensions:
+        raise UserError(f"--slices={slices}: only TPUs have slices; nodes of GPUs stand in --topology")
     if chip.dimensions:
         _check_slice(name, chip, shape)
     elif chip.platform == "cpu":

@@ -28,7 +28,10 @@ def answer(cells: Sequence[Cell], answers: Mapping[str, Any]) -> str:
         return "; ".join(said) + f" ({answers.get('confidence') or 0.95:.0%} intervals)."
     said = [part for kind in kinds(cells) if (part := _leader(cells, kind))]
     if not said:
-        return "No answer yet: " + ("one cell is" if len(ranked_all(cells)) == 1 else "no two cells are") + " measured."
+        count = len(ranked_all(cells))
+        return "No answer yet: " + (
+            "one cell is measured." if count == 1 else "no two cells are measured by one yardstick."
+        )
     return "; ".join(said) + ". Nothing was fitted or tested, so how sure that is cannot be said."
 
 

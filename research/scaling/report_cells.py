@@ -175,7 +175,7 @@ def arms(cells: Sequence[Cell], kind: Kind) -> list[tuple[str, list[float]]]:
         alike.setdefault(json.dumps(rest, sort_keys=True) if cell.point else cell.id, []).append(cell)
     found = [
         (
-            re.sub(r",? ?\bseed[ =]\d+$", "", some[0].name) if len(some) > 1 else some[0].name,
+            (re.sub(r",? ?\bseed[ =]\d+$", "", some[0].name) or "the model") if len(some) > 1 else some[0].name,
             [c.measure or 0.0 for c in some],
         )
         for some in alike.values()

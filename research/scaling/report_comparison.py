@@ -65,10 +65,13 @@ def sentence(cells: Sequence[Cell], answers: Mapping[str, Any]) -> str:
             continue
         best, *others = found[name]["ranked"]
         near = [row for row in others if not _apart(row["from_best"])]
-        rest = "all others are told apart from it"
+        rest = "all others are told apart from it" if len(others) > 1 else "the other is told apart from it"
         if near:
             shown = ", ".join(called.get(row["run"], row["run"]) for row in near[:4])
             rest = f"not told apart from it: {shown}" + (f" and {len(near) - 4} more" if len(near) > 4 else "")
+        if name == _PROBES and best[measure]["low"] <= found[name]["most_frequent"]["value"]:
+            parts.append("no run's features tell more by a line than the most frequent class does")
+            continue
         parts.append(f"{called.get(best['run'], best['run'])} has {said}, {interval(best[measure], form)}; {rest}")
     return "; ".join(parts)
 

@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research.scaling.report_cells import Cell
+from research.scaling.report_cells import Cell, cells_said
 from research.scaling.report_charts import interval, title
 from research.scaling.report_tables import word_class
 from research.train.page import is_number
@@ -128,7 +128,9 @@ def predictions(
             f"<td>{('inside' if hit else 'outside') if known else 'not measured yet'}</td></tr>"
         )
     if not rows:
-        return ""
+        held = sum(bool(cell.row.get("held_out")) for cell in cells)
+        told = f"{cells_said(held)} held out, and nothing was predicted: no law could be fitted to the others."
+        return f'<p class="lead">{told}</p>' if held and fits else ""
     head = (
         f"<thead><tr><th>held out</th><th class=number>predicted ({confidence:.0%})</th><th class=number>measured</th>"
         "<th>interval, measured as a line</th><th class=number>measured less predicted</th><th></th></tr></thead>"

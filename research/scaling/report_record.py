@@ -31,7 +31,9 @@ def failures(cells: Sequence[Cell], refused: Sequence[Mapping[str, Any]]) -> str
 def _ends(cell: Cell) -> str:
     """When each attempt began, where, how far it came, how it ended and why."""
     if not cell.attempts:
-        return html.escape(cell.reason or "no reason was recorded")
+        return html.escape(
+            cell.reason or ("cancelled by hand" if cell.state == "cancelled" else "no reason was recorded")
+        )
     lines = []
     for attempt in cell.attempts:
         began = str(attempt.get("started") or "").split(".")[0].replace("T", " ")

@@ -177,6 +177,12 @@ def check_commit(folder: Folder, any_commit: bool) -> None:
     """Raises `UserError` where another commit would go on with a folder's cells."""
     here, there = provenance.commit(), folder.content["commit"]
     if here != there and not (any_commit or folder.content["any_commit"]):
+        if here.partition("+")[0] == there.partition("+")[0]:
+            before, after = ("with changed files", "without") if "+" in there else ("without changed files", "with")
+            raise UserError(
+                f"{folder.directory} was begun by commit {there[:20]} {before}, and here it is {after}: undo or make "
+                "the changes, use a new --workdir, or say --any-commit where the difference changes no number"
+            )
         raise UserError(
             f"{folder.directory} was begun by commit {there[:20]}, this is {here[:20]}: check that one out, use a new "
             "--workdir, or say --any-commit where the difference changes no number"

@@ -43,7 +43,7 @@ def recipe_text(folder: Folder, cell: Cell, row: dict[str, Any], path: Path) -> 
     header = [
         f'"""{_plain(content["question"])}',
         "",
-        f"    isoflop train --config={path.name} --workdir=runs/{path.stem}",
+        f"    isoflop train --config={_as_given(path)} --workdir=runs/{path.stem}",
         "",
         f"Cost: {cost}.",
         f"Result: {', '.join(found) or 'not run yet'}.",
@@ -62,6 +62,12 @@ def recipe_text(folder: Folder, cell: Cell, row: dict[str, Any], path: Path) -> 
         lines.append(f"    config.{room}.update({given})" if room else f"    config.{given.replace('=', ' = ')}")
     body = ["def get_config() -> ml_collections.ConfigDict:", '    """The recipe."""', *lines, "    return config"]
     return "\n".join([*header, "", "import ml_collections", "", "from configs import base", "", "", *body]) + "\n"
+
+
+def _as_given(path: Path) -> str:
+    """From the folder where the command was given, where the file lies in it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _plain(text: str) -> str:

@@ -21,6 +21,10 @@ from research.sweeps.resolve import FROM_STEP, TRUNK, base_record, keys_of, reso
 
 ID_DIGITS = 10
 KEEPS = ("best", "last", "all", "none")
+ANALYSES = ("fit", "isoflop", "verdict", "transfer")
+FITS = ("fit", "isoflop")
+# Of the columns of rows.csv; beside them `heldout_loss_NAME` and `heldout_accuracy_NAME` of an objective's own terms.
+YARDSTICKS = ("bits_per_byte", "heldout_loss", "heldout_perplexity", "heldout_accuracy", "train_loss")
 NOT_STATED = "not stated"
 ONE_FOR_ALL = "one learning rate and one batch for all sizes: a fit over sizes measures their mistuning as well"
 # Keys of the shape come first in a name, the length and the seed last.
@@ -53,13 +57,21 @@ class Sweep:
     held_out: Callable[[Point], bool] | None = None
     yardstick: str = "bits_per_byte"
     keep: str = "best"
-    analyses: tuple[str, ...] = ("fit", "isoflop", "verdict", "transfer")
+    analyses: tuple[str, ...] = ANALYSES
     max_epochs: float = 1.0
     tuning: str = NOT_STATED
 
     def __post_init__(self) -> None:
         if not self.points:
             raise UserError(f"the sweep {self.question!r} has no points: give at least one")
+        given: Any = self.analyses
+        unknown = [given] if isinstance(given, str) else [name for name in given if name not in ANALYSES]
+        if unknown:
+            raise UserError(f"analyses={unknown[0]!r} of a sweep: give a tuple of {', '.join(ANALYSES)}")
+        if self.yardstick not in YARDSTICKS and not self.yardstick.startswith(("heldout_loss_", "heldout_accuracy_")):
+            raise UserError(f"yardstick={self.yardstick!r} of a sweep: choose one of {', '.join(YARDSTICKS)}")
+        if self.held_out is not None and not callable(self.held_out):
+            raise UserError(f"held_out={self.held_out!r} of a sweep: give a function of a point, or leave it out")
         if self.keep not in KEEPS:
             raise UserError(f"keep={self.keep!r} of a sweep: choose one of {', '.join(KEEPS)}")
         if not self.max_epochs > 0:
@@ -156,19 +168,52 @@ def cells_of(sweep: Sweep) -> tuple[list[Cell], list[Refused]]:
     """The cells of a sweep, and the points that cannot be one.
 
     Raises:
-      UserError: two points are one run, or a branch has no trunk among the points.
+      UserError: two points are one run, a branch has no trunk among the points, all cells are held out, or the
+        baseline is not one kind of cells.
     """
     base, names = base_record(sweep.recipe), names_of(sweep.points)
     cells: list[Cell] = []
     refused: list[Refused] = []
+    check_baseline(sweep)
     for point, name in zip(sweep.points, names, strict=True):
-        held_out = bool(sweep.held_out(keys_of(point))) if sweep.held_out else False
+        held_out = _held_out(sweep, point)
         try:
             cells.append(make_cell(base, point, name, sweep.keep, held_out=held_out))
         except UserError as error:
             refused.append(Refused(name, point, str(error)))
     check_ids(cells)
+    if cells and all(cell.held_out for cell in cells) and {*FITS} & {*sweep.analyses}:
+        raise UserError(
+            f"held_out of a sweep takes all {len(cells)} cells, and nothing predicts them: leave some to fit"
+        )
     return with_trunks(cells, dict(zip(names, sweep.points, strict=True))), refused
+
+
+def check_baseline(sweep: Sweep) -> None:
+    """Raises `UserError` where verdicts are asked for and the baseline is none or several kinds of cells."""
+    if sweep.baseline is None or "verdict" not in sweep.analyses:
+        return
+    asked = dict(sweep.baseline)
+    own = [keys_of(point) for point in sweep.points]
+    kinds = {
+        canonical({key: value for key, value in point.items() if key != "seed"})
+        for point in own
+        if all(point.get(key) == value for key, value in asked.items())
+    }
+    if len(kinds) != 1:
+        raise UserError(
+            f"baseline={asked} of a sweep is {len(kinds)} kinds of its cells: give keys and values that the points of "
+            "one kind have, and no other"
+        )
+
+
+def _held_out(sweep: Sweep, point: Point) -> bool:
+    try:
+        return bool(sweep.held_out(keys_of(point))) if sweep.held_out else False
+    except (ArithmeticError, AttributeError, LookupError, NameError, TypeError, ValueError) as error:
+        raise UserError(
+            f"held_out of the sweep fails for the point {canonical(keys_of(point))}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def make_cell(base: Mapping[str, Any], point: Point, name: str, keep: str, *, held_out: bool = False) -> Cell:

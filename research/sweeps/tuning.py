@@ -104,7 +104,7 @@ def tried(results: Results, over: Sequence[str]) -> tuple[list[Tried], str]:
 
 def _opened(results: Results) -> tuple[Mapping[str, Any], str]:
     if isinstance(results, Mapping):
-        content, source = results, str(results.get("question", "the sweep"))
+        content, source = results, f"the sweep {results.get('question', 'given')!r}"
     else:
         path = Path(results) / ROWS if Path(results).is_dir() else Path(results)
         if not path.exists():

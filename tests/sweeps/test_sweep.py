@@ -183,6 +183,31 @@ def test_the_shipped_sweeps_are_sweeps(path: Path) -> None:
     assert cells and not refused
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"analyses": ("verdicts",)}, ["analyses='verdicts'", "transfer"]),
+        ({"yardstick": "bits"}, ["yardstick='bits'", "bits_per_byte"]),
+        ({"held_out": lambda point: point["none"] > 3}, ["held_out", "KeyError", "model.embed_dim"]),
+        ({"held_out": lambda point: True}, ["held_out", "all 4 cells"]),
+        ({"baseline": {"model.dropout": 0.5}}, ["model.dropout", "0 kinds"]),
+        ({"baseline": {"tokenizer.vocab_size": 1024}}, ["tokenizer.vocab_size", "2 kinds"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_mistakes_in_a_sweep_are_told_before_anything_runs(fields: dict[str, Any], words: list[str]) -> None:
+    points = product(only({"tokenizer.vocab_size": 1024}), over("model.embed_dim", [16, 32]), seeds(2))
+    with pytest.raises(UserError) as refused:
+        cells_of(sweep(points, **fields))
+    assert all(word in str(refused.value) for word in words) and "\n" not in str(refused.value), refused.value
+
+
+def test_a_baseline_is_one_kind_of_cells_whatever_their_seeds() -> None:
+    points = product(over("model.embed_dim", [16, 32]), seeds(3))
+    cells, _ = cells_of(sweep(points, baseline={"model.embed_dim": 16}))
+    assert len(cells) == 6
+
+
 def test_a_sweep_file_imports_what_lies_beside_it_and_nothing_of_another_sweep(tmp_path: Path) -> None:
     path = list(sys.path)
     for name, width in (("one", 16), ("other", 32)):
