@@ -5,6 +5,7 @@ far apart two runs are that no precision tells apart.
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -18,11 +19,10 @@ from rich.table import Table
 from benchmarks import report
 from research import config
 from research.data import prepare
-from research.data.loader import Loader
 from research.data.prepare import Prepared
 from research.parallel import arrays
 from research.settings import Settings
-from research.train import provenance
+from research.train import loop, provenance
 from research.train.assembly import assemble
 from research.train.state import born_sharded, state_shapes
 from research.train.step import make_step
@@ -97,20 +97,7 @@ def train(settings: Settings, prepared: Prepared) -> list[float]:
     train, mesh = settings.train, assembly.mesh
     rows = train.batch_size // train.accumulation
     held = arrays.local_rows(rows, mesh)
-    loader = Loader(
-        prepared.train,
-        prepared.tokenizer.vocabulary,
-        seed=0,
-        batch_size=train.batch_size,
-        accumulation=train.accumulation,
-        raw_length=assembly.raw_length,
-        packing=settings.data.packing,
-        num_tokens=settings.data.num_tokens,
-        corrupt=assembly.objective.corrupt,
-        num_steps=train.num_steps,
-        partners=assembly.objective.partners,
-        rows=held,
-    )
+    loader = loop.loader_of(dataclasses.replace(assembly, settings=dataclasses.replace(settings, seed=0)), prepared)
     losses = []
     with jax.set_mesh(mesh):
         state: Any = born_sharded(

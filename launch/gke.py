@@ -210,7 +210,11 @@ class Gke(Launcher):
         answer = self._kubectl(["get", f"jobsets.jobset.x-k8s.io/{handle.id}", "--output=json"])
         if answer.returncode != 0:
             return Status("unknown", _said(answer))
-        return status_of(json.loads(answer.stdout).get("status", {}))
+        try:
+            found = json.loads(answer.stdout)
+        except ValueError:
+            return Status("unknown", f"kubectl answers no JSON: {answer.stdout.strip()[:80]!r}")
+        return status_of(found.get("status", {}))  # a JobSet that its controller has not seen yet has none
 
     def cancel(self, handle: Handle) -> None:
         """Deletes the JobSet with its pods, which get SIGTERM."""
@@ -240,7 +244,7 @@ class Gke(Launcher):
 
 
 def status_of(status: dict[str, Any]) -> Status:
-    """The state of a JobSet's `status`."""
+    """The state of a JobSet's `status`; the API leaves out whatever is empty or zero."""
     true = {found["type"]: found for found in status.get("conditions", []) if found.get("status") == "True"}
     for condition, state in (("Completed", "done"), ("Failed", "failed")):
         if condition in true:

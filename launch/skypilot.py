@@ -117,7 +117,11 @@ class SkyPilot(Launcher):
         answer = _sky("queue", "--all", "--output", "json")
         if answer.returncode != 0:
             return Status("unknown", _said(answer))
-        return status_of(json.loads(answer.stdout), handle.id)
+        try:
+            found = json.loads(answer.stdout)
+        except ValueError:
+            return Status("unknown", f"sky answers no JSON: {answer.stdout.strip()[:80]!r}")
+        return status_of(found, handle.id)
 
     def cancel(self, handle: Handle) -> None:
         """Ends the job and its machines."""

@@ -11,6 +11,7 @@ examples:
 """  # noqa: E501 - a command is read in one line
 
 import argparse
+import functools
 
 from rich.console import Console
 from rich.markup import escape
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> Result:
                 options.steps,
                 options.growth,
                 options.seeds,
-                lambda width, kind=kind: progress.stage(f"{kind}: width {width}"),  # type: ignore[misc]
+                functools.partial(_told, progress, kind),
             )
     slopes = found[name].slopes()
     off = coordinates.off(slopes, options.tolerance)
@@ -81,6 +82,10 @@ def run(options: argparse.Namespace) -> Result:
         shown.print(f"\npage {escape(str(options.output))}")
     record = {kind: one.record() for kind, one in found.items()}
     return 0 if holds else 1, {"parametrisation": name, "holds": holds, "worst": worst, "measured": record}
+
+
+def _told(progress: Progress, kind: str, width: int) -> None:
+    progress.stage(f"{kind}: width {width}")
 
 
 def sentence(name: str, worst: str, exponent: float, holds: bool) -> str:

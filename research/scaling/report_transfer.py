@@ -11,6 +11,7 @@ from research.train.page import is_number
 
 Found = Mapping[str, Any]
 _BOUNDS = {"lowest": "≤ ", "highest": "≥ "}
+VAGUE = 1.0  # exponents of either sign, as large as that, say nothing
 STEEP = 4.0  # losses beyond so many times the median's distance from the least are cut off: they diverged
 
 
@@ -35,7 +36,12 @@ def _sentence(one: Found, called: str) -> str:
     if len(optima) == 1:
         end = f", the {optima[0]['edge']} tried" if optima[0].get("edge") else ""
         return f"{under}the best learning rate is {interval(optima[0]['rate'], _rate)}{end}"
-    if is_number(exponent.get("value")):
+    low, high = exponent.get("low"), exponent.get("high")
+    if is_number(low) and is_number(high) and low < -VAGUE and high > VAGUE:
+        grows = (
+            f"how the best learning rate goes with the {called} these runs do not tell: {interval(exponent, _signed)}"
+        )
+    elif is_number(exponent.get("value")):
         grows = f"the best learning rate goes as {called}^{interval(exponent, _signed)}"
     else:
         grows = f"how the best learning rate goes with the {called} is not known"

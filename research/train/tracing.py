@@ -10,10 +10,9 @@ from typing import Any
 
 import jax
 
-from research.data.loader import Loader
 from research.data.prepare import Prepared
-from research.parallel import arrays, flags
-from research.train import allocation, operations
+from research.parallel import arrays
+from research.train import loop, operations
 from research.train.assembly import Assembly
 from research.train.state import born_sharded, state_shapes
 from research.train.step import make_step
@@ -46,20 +45,8 @@ def trace(
     settings, mesh, train = assembly.settings, assembly.mesh, assembly.settings.train
     rows = train.batch_size // train.accumulation
     held = arrays.local_rows(rows, mesh)
-    loader = Loader(
-        prepared.train,
-        prepared.tokenizer.vocabulary,
-        seed=settings.seed,
-        batch_size=train.batch_size,
-        accumulation=train.accumulation,
-        raw_length=assembly.raw_length,
-        packing=settings.data.packing,
-        num_tokens=settings.data.num_tokens,
-        corrupt=assembly.objective.corrupt,
-        num_steps=warmup + steps,
-        partners=assembly.objective.partners,
-        rows=held,
-    )
+    short = dataclasses.replace(settings, train=dataclasses.replace(train, num_steps=warmup + steps))
+    loader = loop.loader_of(dataclasses.replace(assembly, settings=short), prepared)
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # Python's own calls would be most of the trace
     with contextlib.ExitStack() as stack:
@@ -68,13 +55,9 @@ def trace(
         shapes = state_shapes(settings, assembly.model, mesh, settings.parallel.preset)
         state: Any = born_sharded(settings, assembly.model, shapes)
         stage("compiling the update")
-        began = time.perf_counter()
         update: Any = jax.jit(make_step(settings, assembly.model, assembly.objective), donate_argnums=0)
         example = arrays.to_global(loader.batch(0), rows, held, mesh)
-        compiler_options = flags.compiler_options(mesh, settings.parallel.kernels)
-        update = update.lower(state, example).compile(compiler_options=compiler_options or None)
-        compile_seconds = time.perf_counter() - began
-        allocation.keep(mesh, settings.parallel.kernels)
+        update, compile_seconds = loop.compiled(update, assembly, state, example)
         batches = stack.enter_context(
             contextlib.closing(loader.prefetch(0, warmup + steps, max(1, settings.data.prefetch)))
         )

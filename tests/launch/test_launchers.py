@@ -143,6 +143,18 @@ def test_a_job_lives_and_can_be_asked_after_by_another_process(name: str, tmp_pa
     assert again.status(handle).state in ("cancelled", "unknown")
 
 
+@pytest.mark.parametrize(("name", "program"), [("gke", "kubectl"), ("skypilot", "sky")])
+def test_an_answer_that_is_no_json_is_no_state(
+    name: str, program: str, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (handle,) = make(name).submit([job(name, tmp_path)])
+    (tmp_path / program).write_text("#!/bin/sh\necho 'a newer version is available'\n")
+    (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = make(name).status(handle)
+    assert found.state == "unknown" and not found.ended and "a newer version is available" in found.reason
+
+
 def test_a_local_job_that_is_cancelled_or_fails_says_so(tmp_path: Path) -> None:
     local = make("local", parallel=2)
     asked = [job("local", tmp_path, "sleep", "600"), job("local", tmp_path, "false", name="second")]

@@ -182,6 +182,13 @@ def test_nothing_is_said_of_rates_that_nobody_tried_beside_other_questions() -> 
     assert "transfer" not in answers_of(content(analyses=("verdict", "transfer")), rows)
 
 
+def test_an_exponent_of_either_sign_is_no_answer() -> None:
+    found = answers_of(content(), two_parametrisations())["transfer"]
+    found["series"][0]["exponent"] |= {"value": -1.55, "low": -6.0, "high": 3.8}
+    said = report_transfer.sentences(found)[0]
+    assert "how the best learning rate goes with the width these runs do not tell: −1.55 (−6.00 to 3.80)" in said
+
+
 def test_of_one_size_each_series_has_its_best_rate() -> None:
     rows = [
         row({"optimizer.name": name, "optimizer.learning_rate": rate, "optimizer.schedule": schedule}, exponent=0.0)
